@@ -1,0 +1,76 @@
+# Needs Python 3.11 or later, a C++ compiler, make and a package index. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Another torch than the pinned one: make test TORCH=torch==2.10.0 VENV=.venv-2.10
+TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.inc' -o -name '*.h')
+BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
+PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
+# Plugins are installed beside the environment, so that the other tests see tunecore alone.
+PLUGIN_SITE := $(VENV)/plugin-site
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint types test-native test-python test-plugins test-slow bench clean distclean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
+
+setup: $(VENV)/.installed ## make .venv and install tunecore with all that the tests need
+
+$(VENV)/.created: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tunecore needs Python 3.11 or later; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install $(TORCH)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py $(SOURCES)
+	sed 's/^torch==.*/$(TORCH)/' constraints.txt > $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup ## pretrain and fine-tune on text that ships with Python (five minutes on two cores)
+	$(BIN)/tunecore demo $(DEMO_ARGS)
+
+# pytest comes last, so that its closing line is the last word.
+test: lint types test-native test-plugins ## lint, types, C++ tests, plugins, pytest
+	@$(MAKE) --no-print-directory test-python
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+
+types: setup ## mypy, strict, on tunecore/
+	$(BIN)/mypy
+
+test-native: setup ## C++ tests
+	$(BIN)/python csrc/tests/run.py
+
+test-python: setup ## pytest
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-plugins: setup ## install each package of plugins/ as a stranger would, and run its tests
+	@for plugin in $(PLUGINS); do \
+	    echo "== $$plugin" && rm -rf $(PLUGIN_SITE) && \
+	    $(PIP) install -q --no-deps --target $(PLUGIN_SITE) ./$$plugin && \
+	    PYTHONPATH=$(PLUGIN_SITE) $(BIN)/python -m pytest -c pyproject.toml --rootdir $$plugin $$plugin/tests || exit 1; \
+	done
+
+test-slow: setup ## tests that take minutes
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: setup ## every benchmark, each beside its peer in one run
+	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark" && $(BIN)/python $$benchmark || exit 1; done
+
+clean: ## remove what was built
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(PLUGIN_SITE)
+	rm -f tunecore/_C*.so $(VENV)/.installed
+	find tunecore tests plugins benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv too
+	rm -rf $(VENV)

@@ -1,0 +1,33 @@
+// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): counter-based, no state.
+// The words are the same as those of tunecore/data/streams.py and tunecore/ops/reference.py.
+// May be included by per-ISA files: internal linkage, no STL.
+#pragma once
+#include <stdint.h>
+
+namespace tunecore {
+
+struct Philox4 {
+  uint32_t w[4];
+};
+
+static inline __attribute__((always_inline)) Philox4 philox4x32_10(uint32_t k0, uint32_t k1, uint32_t c0, uint32_t c1,
+                                                                   uint32_t c2, uint32_t c3) {
+  for (int round = 0; round < 10; ++round) {
+    const uint64_t a = uint64_t(0xD2511F53u) * c0;
+    const uint64_t b = uint64_t(0xCD9E8D57u) * c2;
+    c0 = uint32_t(b >> 32) ^ c1 ^ k0;
+    c1 = uint32_t(b);
+    c2 = uint32_t(a >> 32) ^ c3 ^ k1;
+    c3 = uint32_t(a);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return Philox4{{c0, c1, c2, c3}};
+}
+
+// Key words of a 64-bit key at a site: sites of one key draw independently.
+static inline __attribute__((always_inline)) uint32_t philox_site_key(uint64_t key, uint32_t site) {
+  return uint32_t(key) ^ (site * 0x9E3779B9u);
+}
+
+}  // namespace tunecore

@@ -1,0 +1,73 @@
+"""Fixtures every test may use, and the options of the test run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+THREADS = "TUNECORE_TEST_THREADS"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", default="cpu", help="device the tests run on: cpu (default) or cuda; tests marked gpu need cuda"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not any("gpu" in item.keywords for item in items):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_threads() -> None:
+    """One torch thread unless the environment says otherwise: small tensors, and tests that may run side by side."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get(THREADS, "1")))
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of ``--device``; skips where it is not there."""
+    import torch
+
+    name = str(request.config.getoption("--device"))
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("--device cuda, but torch sees no CUDA device")
+    return name
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("TUNECORE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set TUNECORE_SHARED_DATA to its folder)")
+    return folder
+
+
+@pytest.fixture
+def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """``monkeypatch`` with every TUNECORE_ variable that changes behaviour taken away."""
+    for name in list(os.environ):
+        if name.startswith("TUNECORE_") and name not in (THREADS, "TUNECORE_SHARED_DATA"):
+            monkeypatch.delenv(name)
+    return monkeypatch

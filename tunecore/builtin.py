@@ -1,0 +1,83 @@
+"""Registers everything built in, through the hooks that any plugin uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tunecore.data.sources import SOURCES
+from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
+from tunecore.hookspecs import Register, hookimpl
+from tunecore.models.families import FAMILIES
+from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
+from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
+from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.registry import NoOptions
+from tunecore.strategies.full import Full
+from tunecore.strategies.head_only import HeadOnly
+from tunecore.tracking.trackers import TRACKERS
+from tunecore.training.optimizer import OPTIMIZERS
+from tunecore.training.schedule import SCHEDULES
+from tunecore.types import Family
+
+Components = Mapping[str, tuple[Callable[[Any], Any], type]]
+"""Name -> (factory, Options), as ``register`` takes them."""
+
+OBJECTIVES: Components = {
+    "masked_lm": (MaskedLM, MaskedLMOptions),
+    "next_sentence": (NextSentence, NextSentenceOptions),
+    "causal_lm": (CausalLM, CausalLMOptions),
+}
+HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
+STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
+
+
+def _register_all(register: Register, components: Components) -> None:
+    for name, (factory, options) in components.items():
+        register(name, factory, options)
+
+
+def _family_factory(family: Family) -> Callable[[NoOptions], Family]:
+    # A family has no state, so one object serves every run.
+    return lambda options: family
+
+
+@hookimpl
+def tunecore_register_objectives(register: Register) -> None:
+    _register_all(register, OBJECTIVES)
+
+
+@hookimpl
+def tunecore_register_heads(register: Register) -> None:
+    _register_all(register, HEADS)
+
+
+@hookimpl
+def tunecore_register_strategies(register: Register) -> None:
+    _register_all(register, STRATEGIES)
+
+
+@hookimpl
+def tunecore_register_optimizers(register: Register) -> None:
+    _register_all(register, OPTIMIZERS)
+
+
+@hookimpl
+def tunecore_register_schedules(register: Register) -> None:
+    _register_all(register, SCHEDULES)
+
+
+@hookimpl
+def tunecore_register_sources(register: Register) -> None:
+    _register_all(register, SOURCES)
+
+
+@hookimpl
+def tunecore_register_families(register: Register) -> None:
+    for name, family in FAMILIES.items():
+        register(name, _family_factory(family), NoOptions)
+
+
+@hookimpl
+def tunecore_register_trackers(register: Register) -> None:
+    _register_all(register, TRACKERS)

@@ -1,0 +1,254 @@
+"""Folders that are either whole or not there: stage, digest, commit, verify, prune.
+
+A checkpoint is written into ``.tmp-<name>-<pid>`` beside its place; every file is flushed to the disk; the manifest
+with all sizes and SHA-256 digests comes last; then one rename makes it visible. A kill or a full disk at any moment
+leaves the checkpoints from before as they were. An older folder of the same name waits as ``.old-<name>-<pid>`` for
+the two renames that replace it, and counts as that checkpoint should the process die between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors import SafetensorError
+
+from tunecore.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_STAGE, _OLD = ".tmp-", ".old-"
+_STEP = re.compile(r"step-(\d+)")
+_OLD_NAME = re.compile(r"\.old-(.+)-\d+")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    name: str
+    """Name of the folder it was committed as."""
+    files: Mapping[str, tuple[int, str]]
+    """Path inside the folder -> (size in bytes, SHA-256)."""
+    info: Mapping[str, Any]
+    """Step, parameters, configuration, versions: what the writer gave."""
+
+
+def commit(run_dir: Path, name: str, write: Callable[[Path], None], info: Mapping[str, Any]) -> Path:
+    """Write a checkpoint and make it visible in one rename; it is on the disk when this returns.
+
+    Args:
+        run_dir: folder of the run; made where it is absent.
+        name: name of the checkpoint's folder; one of that name is replaced.
+        write: writes the files into the folder it is given.
+        info: JSON-serialisable facts for the manifest.
+
+    Raises:
+        CheckpointError: the disk is full or refuses a write. What was there before is still there.
+    """
+    stage = run_dir / f"{_STAGE}{name}-{os.getpid()}"
+    target = run_dir / name
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        write(stage)
+        files = {}
+        for path in _files(stage):
+            _sync(path)
+            files[path.relative_to(stage).as_posix()] = (path.stat().st_size, _digest(path))
+        _write_manifest(stage / MANIFEST, Manifest(name, files, info))
+        for folder in [*(p for p in stage.rglob("*") if p.is_dir()), stage]:
+            _sync(folder)
+        _move_into_place(stage, target)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write checkpoint {str(target)!r}: {error}",
+            hint="Make room on the disk (or lower checkpoint.keep) and run the same command again; "
+            "earlier checkpoints are untouched.",
+        ) from error
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    return target
+
+
+def _move_into_place(stage: Path, target: Path) -> None:
+    replaced = target.with_name(f"{_OLD}{target.name}-{os.getpid()}")
+    if target.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.rename(target, replaced)
+    try:
+        os.rename(stage, target)
+    except OSError:
+        if replaced.exists():
+            os.rename(replaced, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def verify(path: Path) -> Manifest:
+    """Read every byte of a checkpoint against its manifest, and return the manifest.
+
+    Raises:
+        CheckpointError: the manifest or a file is missing, cut short, changed or not where it belongs; the file and
+            what is wrong are named.
+    """
+    manifest = read_manifest(path)
+    for name, (size, digest) in manifest.files.items():
+        file = path / name
+        try:
+            found = file.stat().st_size
+            if found != size:
+                raise CheckpointError(f"{str(file)!r} has {found} bytes; the manifest says {size}")
+            if _digest(file) != digest:
+                raise CheckpointError(f"{str(file)!r} is damaged: its SHA-256 is not that of the manifest")
+        except FileNotFoundError:
+            raise CheckpointError(f"{str(file)!r} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"{str(file)!r} cannot be read: {error}") from error
+    return manifest
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest of a checkpoint, without reading the files it lists.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, was changed, or is of a newer format.
+    """
+    file = path / MANIFEST
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{str(file)!r} is missing, so the checkpoint was never completed") from None
+    except OSError as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {error}") from error
+    damaged = CheckpointError(f"{str(file)!r} is damaged: it is not as it was written")
+    try:
+        content = json.loads(data)
+        digest = content.pop("sha256")
+        if content["format"] > FORMAT:
+            raise CheckpointError(
+                f"{str(file)!r} has format {content['format']}; this tunecore reads up to {FORMAT}",
+                hint="Upgrade tunecore.",
+            )
+        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
+        manifest = Manifest(str(content["name"]), files, dict(content["info"]))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise damaged from None
+    # Equal bytes, not equal meaning: also a flipped bit that JSON would shrug off is found.
+    if _manifest_bytes(content, digest) != data or hashlib.sha256(_canonical(content)).hexdigest() != digest:
+        raise damaged
+    for name in files:
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts:
+            raise CheckpointError(f"{str(file)!r} names {name!r}, which is outside the checkpoint")
+    return manifest
+
+
+def newest_good(run_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The newest ``step-N`` of a run that verifies, and those newer that do not, each with the reason.
+
+    Changes nothing on the disk.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for step, path in sorted(_steps(run_dir, replaced_too=True), reverse=True):
+        try:
+            manifest = verify(path)
+            if manifest.name != f"step-{step}":
+                raise CheckpointError(f"{str(path)!r} was committed as {manifest.name!r}")
+        except CheckpointError as error:
+            skipped.append((path, error.message))
+        else:
+            return path, skipped
+    return None, skipped
+
+
+def prune(run_dir: Path, keep: int, protect: Collection[Path | str] = ()) -> list[Path]:
+    """Remove all but the ``keep`` newest ``step-N`` folders and those in ``protect``; return what went."""
+    kept = {Path(p).name for p in protect}
+    removed = []
+    for _, path in sorted(_steps(run_dir), reverse=True)[max(1, keep) :]:
+        if path.name in kept:
+            continue
+        # Out of sight first, in one rename: a folder half removed must not be taken for a checkpoint.
+        doomed = run_dir / f"{_STAGE}{path.name}-{os.getpid()}"
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+        removed.append(path)
+    return removed
+
+
+def clean_leftovers(run_dir: Path) -> list[Path]:
+    """Take away what a killed process left half done; call it when a run starts. Returns what was removed.
+
+    A checkpoint caught in the middle of being replaced gets its place back.
+    """
+    removed: list[Path] = []
+    if not run_dir.is_dir():
+        return removed
+    for path in sorted(run_dir.iterdir()):
+        old = _OLD_NAME.fullmatch(path.name)
+        if old and not (run_dir / old[1]).exists():
+            os.rename(path, run_dir / old[1])
+        elif old or (path.name.startswith(_STAGE) and path.is_dir()):
+            shutil.rmtree(path)
+            removed.append(path)
+    return removed
+
+
+def _steps(run_dir: Path, *, replaced_too: bool = False) -> Iterator[tuple[int, Path]]:
+    """(N, folder) of every step-N; with ``replaced_too`` also of one whose replacement never came."""
+    if not run_dir.is_dir():
+        return
+    for path in run_dir.iterdir():
+        old = _OLD_NAME.fullmatch(path.name) if replaced_too else None
+        step = _STEP.fullmatch(old[1] if old else path.name)
+        if step and path.is_dir() and not (old and (run_dir / old[1]).exists()):
+            yield int(step[1]), path
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file())
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1).encode()
+
+
+def _manifest_bytes(content: Mapping[str, Any], digest: str) -> bytes:
+    return _canonical({**content, "sha256": digest}) + b"\n"
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    files = {name: {"size": size, "sha256": digest} for name, (size, digest) in manifest.files.items()}
+    # Through JSON once, so that what is digested is what a reader will see (tuples are lists, keys are strings).
+    given = {"format": FORMAT, "name": manifest.name, "files": files, "info": manifest.info}
+    content = json.loads(json.dumps(given, allow_nan=False))
+    with open(path, "wb") as file:
+        file.write(_manifest_bytes(content, hashlib.sha256(_canonical(content)).hexdigest()))
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,182 @@
+"""Rows of a corpus: chunks of documents or of whole sentences, in a table built once and vectorised.
+
+A row is a stretch of tokens of one span; its length leaves room for the special tokens. With the units "sentence"
+and "pair" rows are whole sentences, as many as fit; a sentence longer than a row (than half a row for "pair", so that
+two segments always fit) is cut.
+Shape letters: R rows, S spans, L tokens of one row.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunecore.data.corpus_file import CorpusFile
+from tunecore.data.special_layout import SpecialLayout, Template
+from tunecore.errors import ConfigError, DataError, unknown_name
+from tunecore.types import Chunk, Example, IntArray
+
+Unit = Literal["document", "sentence", "pair"]
+_UNITS = ("document", "sentence", "pair")
+
+
+class Spans(NamedTuple):
+    """Stretches of documents: int64 [S] each, ascending and disjoint; start and stop count tokens of the file."""
+
+    document: IntArray
+    start: IntArray
+    stop: IntArray
+
+    @classmethod
+    def of_documents(cls, offsets: IntArray) -> Spans:
+        """Every document, whole."""
+        return cls(np.arange(len(offsets) - 1, dtype=np.int64), offsets[:-1], offsets[1:])
+
+    def take(self, which: NDArray[np.bool_] | IntArray) -> Spans:
+        """The spans selected by a mask or by numbers."""
+        return Spans(*(values[which] for values in self))
+
+
+class CorpusRows:
+    """The view of a corpus that objectives read; implements ``tunecore.types.CorpusView``.
+
+    Raises:
+        ConfigError: ``max_length`` leaves no room for text, or the unit is unknown.
+        DataError: the unit needs sentences and the corpus was made without ``sentence_starts``.
+    """
+
+    def __init__(self, file: CorpusFile, layout: SpecialLayout, spans: Spans, unit: Unit, max_length: int) -> None:
+        if unit not in _UNITS:
+            raise ConfigError(unknown_name("unit", unit, _UNITS))
+        if unit != "document" and "sentence_starts" not in file.columns:
+            raise DataError(
+                f"corpus {file.path!r}: unit {unit!r} needs sentences, and the corpus was made without sentence_starts",
+                hint="Name it in the objective's columns.",
+            )
+        template = layout.pair if unit == "pair" else layout.single
+        budget = max_length - template.num_special
+        if budget < (2 if unit == "pair" else 1):
+            raise ConfigError(
+                f"data.max_length is {max_length}; {template.num_special} special tokens leave no room for text"
+            )
+        self._file, self._layout = file, layout
+        self.unit, self.max_length = unit, max_length
+        self.vocab_size, self.pad_id = layout.vocab_size, layout.pad_id
+        self.cls_id, self.sep_id, self.mask_id = layout.cls_id, layout.sep_id, layout.mask_id
+        self.bos_id, self.eos_id = layout.bos_id, layout.eos_id
+        self._cuts: IntArray = np.empty(0, dtype=np.int64)
+        if unit == "document":
+            self._table = _chunks(spans, budget)
+        else:
+            self._table, self._cuts = _sentence_rows(file, spans, budget, budget // 2 if unit == "pair" else budget)
+
+    def __len__(self) -> int:
+        return len(self._table.document)
+
+    def __getitem__(self, row_id: int) -> Chunk:
+        """Row ``row_id``: ids int64 [L]; the first token counts as the start of a word and of a sentence.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= row_id < len(self):
+            raise IndexError(f"row {row_id} of {len(self)}")
+        document = int(self._table.document[row_id])
+        start, stop = int(self._table.start[row_id]), int(self._table.stop[row_id])
+        columns: dict[str, NDArray[Any]] = {}
+        for name in self._file.columns:
+            columns[name] = self._file.bits(name, start, stop)
+            columns[name][0] = True
+        if len(self._cuts):
+            cuts = self._cuts[np.searchsorted(self._cuts, start) : np.searchsorted(self._cuts, stop)]
+            columns["sentence_starts"][cuts - start] = True
+        begin = start - int(self._file.offsets[document])
+        return Chunk(row_id, document, begin, self._file.ids[start:stop].astype(np.int64), columns)
+
+    def add_special(self, first: Chunk, second: Chunk | None = None) -> Example:
+        """One or two chunks as the tokenizer lays them out.
+
+        The columns are those of the chunks and ``special``; a special token counts as a word of its own. Segments
+        are given for pairs, where the tokenizer has them. A tokenizer without a template (GPT-2) gets its
+        beginning- and end-of-text tokens only where the chunks begin and end a document.
+        """
+        parts, template = self._parts(first, second)
+        special = np.concatenate([np.full(len(ids), chunk is None) for ids, chunk in parts])
+        columns: dict[str, NDArray[Any]] = {"special": special}
+        for name in first.columns:
+            columns[name] = np.concatenate(
+                [np.full(len(ids), name == "word_starts") if chunk is None else chunk.columns[name]
+                 for ids, chunk in parts]
+            )
+        types = None
+        if second is not None and self._layout.has_segments:
+            types = np.repeat(np.asarray(template.segments, dtype=np.int64), [len(ids) for ids, _ in parts])
+        return Example(
+            row_id=first.row_id, input_ids=np.concatenate([ids for ids, _ in parts]), token_type_ids=types,
+            columns=columns,
+        )
+
+    def _parts(self, first: Chunk, second: Chunk | None) -> tuple[list[tuple[IntArray, Chunk | None]], Template]:
+        """Five parts (ids, chunk or None for special tokens), and the template they follow."""
+        layout = self._layout
+        template = layout.single if second is None else layout.pair
+        before, after = template.before, template.after
+        if layout.separates_documents:
+            last = first if second is None else second
+            before = before if first.start == 0 else ()
+            after = after if self._ends_document(last) else ()
+        none = (np.empty(0, dtype=np.int64), None)
+        return [
+            (np.asarray(before, dtype=np.int64), None),
+            (first.ids, first),
+            (np.asarray(template.between, dtype=np.int64), None),
+            none if second is None else (second.ids, second),
+            (np.asarray(after, dtype=np.int64), None),
+        ], template
+
+    def _ends_document(self, chunk: Chunk) -> bool:
+        offsets = self._file.offsets
+        return chunk.start + len(chunk.ids) == int(offsets[chunk.document + 1] - offsets[chunk.document])
+
+
+def _chunks(spans: Spans, budget: int) -> Spans:
+    """Consecutive chunks of ``budget`` tokens; the last of a span may be shorter."""
+    counts = -(-(spans.stop - spans.start) // budget)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = spans.start[owner] + number * budget
+    return Spans(spans.document[owner], start, np.minimum(start + budget, spans.stop[owner]))
+
+
+def _sentence_rows(file: CorpusFile, spans: Spans, budget: int, longest: int) -> tuple[Spans, IntArray]:
+    """Rows of whole sentences, greedily filled to ``budget``; and where sentences over ``longest`` were cut."""
+    starts = file.set_positions("sentence_starts")
+    lo, hi = np.searchsorted(starts, spans.start, "right"), np.searchsorted(starts, spans.stop, "left")
+    # The sentences of a span begin at the span's start and at every mark inside it.
+    counts = hi - lo + 1
+    owner = np.repeat(np.arange(len(counts)), counts)
+    heads = np.cumsum(counts) - counts
+    number = np.arange(len(owner)) - np.repeat(heads, counts)
+    begin = np.where(number == 0, spans.start[owner], starts[lo[owner] + number - 1])
+    end = np.append(begin[1:], 0)
+    end[heads + counts - 1] = spans.stop
+    pieces = _chunks(Spans(owner, begin, end), longest)
+    cuts = np.setdiff1d(pieces.start, begin, assume_unique=True)
+    return _fill(pieces, spans, budget), cuts
+
+
+def _fill(pieces: Spans, spans: Spans, budget: int) -> Spans:
+    """Join consecutive pieces of one span (``pieces.document`` is its number) while they fit into ``budget``."""
+    fits = np.searchsorted(pieces.stop, pieces.start + budget, "right")
+    own = np.searchsorted(pieces.document, pieces.document, "right")
+    following = np.minimum(fits, own).tolist()
+    firsts: list[int] = []
+    at, count = 0, len(following)
+    while at < count:
+        firsts.append(at)
+        at = following[at]
+    first = np.asarray(firsts, dtype=np.int64)
+    last = np.append(first[1:], count) - 1
+    return Spans(spans.document[pieces.document[first]], pieces.start[first], pieces.stop[last])

@@ -1,0 +1,105 @@
+"""Texts -> token ids and boundary columns, a megabyte of text at a time, in the threads of ``tokenizers``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from tunecore.data.corpus_file import CorpusWriter
+from tunecore.data.sentences import split_long, split_sentences
+from tunecore.data.tokenizer import text_backend
+
+_PIECE_CHARS = 10_000
+_BATCH_CHARS = 1_000_000
+
+
+class _Piece(NamedTuple):
+    """Text that is encoded at once."""
+
+    text: str
+    starts_document: bool
+    starts_sentence: bool
+
+
+def _pieces(texts: Iterable[str], sentences: bool) -> Iterator[_Piece]:
+    """Cut documents into pieces short enough for flat memory, and at sentences where their starts are wanted."""
+    for text in texts:
+        first = True
+        for sentence in split_sentences(text) if sentences else (text,):
+            for number, piece in enumerate(split_long(sentence, _PIECE_CHARS)):
+                yield _Piece(piece, first, number == 0)
+                first = False
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    held: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece.text)
+        if size >= _BATCH_CHARS:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], writer: CorpusWriter
+) -> int:
+    """Encode every text into ``writer``, without special tokens; return how many had no token.
+
+    Args:
+        texts: documents; long ones are cut before a line end or a space, so that memory stays flat.
+        tokenizer: "[MASK]" written in a text is text to it.
+        columns: boundary columns to compute: ``word_starts`` (of the tokenizer's own splitting), ``sentence_starts``.
+        writer: takes the tokens.
+    """
+    backend = text_backend(tokenizer)
+    empty = documents_begun = 0
+    for batch in _batches(_pieces(texts, "sentence_starts" in columns)):
+        ids, bits = _encode(backend, [piece.text for piece in batch], "word_starts" in columns)
+        lengths = np.fromiter((len(i) for i in ids), dtype=np.int64, count=len(ids))
+        flat = np.fromiter(chain.from_iterable(ids), dtype=writer.dtype, count=int(lengths.sum()))
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        marks = {} if bits is None else {"word_starts": bits}
+        if "sentence_starts" in columns:
+            marks["sentence_starts"] = _sentence_bits(batch, lengths, starts)
+        begins = [i for i, piece in enumerate(batch) if piece.starts_document]
+        edges = [0, *(int(starts[i]) for i in begins), int(starts[-1])]
+        for part in range(len(edges) - 1):
+            if part > 0:
+                if documents_begun > 0:
+                    empty += not writer.end_document()
+                documents_begun += 1
+            lo, hi = edges[part], edges[part + 1]
+            if hi > lo:
+                writer.append(flat[lo:hi], {name: mark[lo:hi] for name, mark in marks.items()})
+    if documents_begun > 0:
+        empty += not writer.end_document()
+    return empty
+
+
+def _sentence_bits(batch: Sequence[_Piece], lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    bits = np.zeros(int(starts[-1]), dtype=bool)
+    opens = np.fromiter((p.starts_sentence for p in batch), dtype=bool, count=len(batch)) & (lengths > 0)
+    bits[starts[:-1][opens]] = True
+    return bits
+
+
+def _encode(backend: Tokenizer, texts: list[str], words: bool) -> tuple[list[list[int]], NDArray[np.bool_] | None]:
+    """Ids of each text, and whether each token begins a word (of the tokenizer's own splitting)."""
+    if not words:
+        return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)], None
+    ids, parts = [], []
+    for encoding in backend.encode_batch(texts, add_special_tokens=False):
+        ids.append(encoding.ids)
+        numbers = np.array([-1 if w is None else w for w in encoding.word_ids], dtype=np.int64)
+        parts.append(np.diff(numbers, prepend=-2) != 0)
+    return ids, np.concatenate(parts) if parts else np.empty(0, dtype=bool)

@@ -1,0 +1,169 @@
+"""Paths to readable streams: files, globs, folders, ``.gz`` files and members of ``.zip`` archives.
+
+A member is named ``archive.zip::folder/member.txt``; any reader that opens its path with ``open_binary`` reads plain,
+gzipped and archived files alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, cast
+
+from tunecore.errors import DataError, unknown_name
+
+MEMBER = "::"
+DEFAULT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_GLOB_CHARACTERS = frozenset("*?[")
+
+
+def suffix_of(path: str) -> str:
+    """The lower-case suffix that says how to read ``path``; ``.gz`` is looked through ("a.csv.gz" -> ".csv")."""
+    name = path.rsplit(MEMBER, 1)[-1].lower()
+    return os.path.splitext(name.removesuffix(".gz"))[1]
+
+
+def expand_paths(paths: Sequence[str | os.PathLike[str]], suffixes: Sequence[str] = DEFAULT_SUFFIXES) -> list[str]:
+    """Files, globs, folders (searched below, hidden names left out) and archives -> the files to read, each once.
+
+    The order is that of ``paths``, sorted inside a glob, a folder or an archive.
+
+    Raises:
+        DataError: a file is missing, a pattern or folder holds nothing readable, or a suffix is unknown.
+    """
+    found: dict[str, None] = {}
+    for given in paths:
+        path = os.fspath(given)
+        for file in _files(path, suffixes):
+            found.update(dict.fromkeys(_members(file, suffixes)))
+    return list(found)
+
+
+def _files(path: str, suffixes: Sequence[str]) -> list[str]:
+    """Existing files meant by one path, glob or folder."""
+    if os.path.isdir(path):
+        files = [file for file in _walk(path) if _is_known(file, suffixes)]
+        if not files:
+            raise DataError(f"{path}: the folder holds no file ending in {', '.join(suffixes)} (or .gz, .zip of these)")
+        return files
+    if os.path.exists(path) or MEMBER in path:
+        return [path]
+    if _GLOB_CHARACTERS & set(path):
+        matches = sorted(glob.glob(path, recursive=True))
+        files = [m for m in matches if os.path.isfile(m)] or [f for m in matches for f in _files(m, suffixes)]
+        if not files:
+            raise DataError(f"{path}: no file matches this pattern (looked from {os.getcwd()})")
+        return files
+    folder = os.path.dirname(path) or "."
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    near = difflib.get_close_matches(os.path.basename(path), names, n=3)
+    where = f"{folder!r} is there" if os.path.isdir(folder) else f"the folder {folder!r} does not exist either"
+    raise DataError(
+        f"{path}: no such file; {where}",
+        hint=f"Did you mean {', '.join(os.path.join(os.path.dirname(path), n) for n in near)}?" if near else None,
+    )
+
+
+def _walk(folder: str) -> list[str]:
+    files: list[str] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [os.path.join(root, name) for name in sorted(names) if not name.startswith(".")]
+    return files
+
+
+def _is_known(path: str, suffixes: Sequence[str]) -> bool:
+    return suffix_of(path) in (*suffixes, ".zip")
+
+
+def _members(path: str, suffixes: Sequence[str]) -> list[str]:
+    """The file itself, or the readable members of an archive."""
+    suffix = suffix_of(path)
+    if suffix == ".zip":
+        with _reading(path), zipfile.ZipFile(path) as archive:
+            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        members = [f"{path}{MEMBER}{n}" for n in names if suffix_of(n) in suffixes and not n.startswith("__MACOSX/")]
+        if not members:
+            raise DataError(f"{path}: the archive holds no file ending in {', '.join(suffixes)}")
+        return members
+    if suffix not in suffixes:
+        raise DataError(
+            f"{path}: {unknown_name('kind of file', suffix or '(no suffix)', suffixes)}",
+            hint="Rename the file, or register a source for it (tunecore_register_sources).",
+        )
+    return [path]
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what a damaged or unreadable file raises into a DataError that names it."""
+    try:
+        yield
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: the compressed file is damaged: {error}") from error
+    except (NotImplementedError, RuntimeError) as error:  # zipfile: unknown method, encrypted member
+        raise DataError(f"{path}: the archive cannot be read: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def open_binary(path: str) -> Iterator[IO[bytes]]:
+    """Open a plain file, a ``.gz`` file or a member of an archive for reading bytes.
+
+    Raises:
+        DataError: the file is missing, unreadable or damaged, then or while it is read.
+    """
+    archive_path, is_member, member = path.partition(MEMBER)
+    with _reading(path):
+        if is_member:
+            with zipfile.ZipFile(archive_path) as archive:
+                if member not in archive.namelist():
+                    raise DataError(f"{path}: the archive has no such member")
+                with archive.open(member) as stream:
+                    yield _unzipped(stream, member)
+        else:
+            with open(path, "rb") as file:
+                yield _unzipped(file, path)
+
+
+def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.lower().endswith(".gz") else stream
+
+
+def text_lines(path: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line with its end) of a UTF-8 file; a byte-order mark is dropped.
+
+    Raises:
+        DataError: a line is not UTF-8 (line and byte are named), or the file cannot be read.
+    """
+    position = 0
+    with open_binary(path) as stream:
+        for number, raw in enumerate(stream, start=1):
+            if number == 1:
+                raw = _without_mark(path, raw)
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x} at byte {position + error.start} "
+                    f"of the file ({error.reason})",
+                    hint="Convert it first, for example: iconv -f latin1 -t utf-8 FILE > NEW",
+                ) from error
+            position += len(raw)
+            yield number, line
+
+
+def _without_mark(path: str, raw: bytes) -> bytes:
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{path}: not UTF-8: it begins with the byte-order mark of UTF-16",
+            hint="Convert it first: iconv -f utf-16 -t utf-8 FILE > NEW",
+        )
+    return raw.removeprefix(b"\xef\xbb\xbf")

@@ -1,0 +1,180 @@
+"""The loader: the micro-batches of a step, as a pure function of the step's number, made here or in processes.
+
+A worker makes whole steps, so their number changes no byte, and resuming at step s costs nothing. Workers never
+enter the compiled core. The processes are those of ``torch.utils.data.DataLoader``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.utils.data
+
+from tunecore.data.order import rows_of_step, steps_per_epoch
+from tunecore.data.packing import pack
+from tunecore.data.rows import EVALUATION_EPOCH, RowSource
+from tunecore.errors import ConfigError, DataError, TunecoreError
+from tunecore.types import Example, PackedBatch, Progress
+
+EVALUATION_WINDOW = 512
+"""Rows of an evaluation that are sorted by length together before they are packed."""
+
+
+class StepBatches(NamedTuple):
+    """All of one optimizer step that falls to one rank."""
+
+    step: int
+    epoch: int
+    row_ids: tuple[int, ...]
+    """Rows of this rank; empty where a short last step has fewer rows than there are ranks."""
+    micro_batches: list[PackedBatch]
+
+
+class _Failure(NamedTuple):
+    """An error a user can cause, on its way from a worker."""
+
+    kind: type[TunecoreError]
+    message: str
+    hint: str | None
+
+
+class _Steps(torch.utils.data.Dataset[StepBatches | _Failure]):
+    """Step number -> its batches, for DataLoader."""
+
+    def __init__(self, loader: StepLoader) -> None:
+        self.loader = loader
+
+    def __getitem__(self, step: int) -> StepBatches | _Failure:
+        try:
+            return self.loader.step(step)
+        except TunecoreError as error:
+            return _Failure(type(error), error.message, error.hint)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+class StepLoader:
+    """Iterates over the StepBatches of steps ``start_step``, ..., ``total_steps`` - 1.
+
+    Args:
+        rows: where examples come from.
+        batch_size: rows per optimizer step, over all ranks; the last step of an epoch may be short.
+        seed: fixes the order of rows.
+        start_step: the first step to make.
+        total_steps: one past the last step.
+        rank: this process takes every ``world_size``-th row of a step.
+        world_size: number of ranks.
+        max_tokens: most tokens of a micro-batch.
+        accumulation: at least this many micro-batches per step and view, where there are rows enough.
+        position_offset: the family's first position id.
+        pad_id: id of filler tokens.
+        num_workers: processes; 0 makes the batches in this one.
+        view: the only view to make; None makes all of ``rows.views``, in their order.
+
+    Raises:
+        ConfigError: a number is out of range.
+        DataError: a row cannot be used, there are no rows, or a worker process died.
+    """
+
+    def __init__(
+        self, rows: RowSource, *, batch_size: int, seed: int, total_steps: int, max_tokens: int,
+        position_offset: int, pad_id: int, start_step: int = 0, rank: int = 0, world_size: int = 1,
+        accumulation: int = 1, num_workers: int = 0, view: str | None = None,
+    ) -> None:
+        if batch_size < 1 or max_tokens < 1 or accumulation < 1 or num_workers < 0 or not 0 <= rank < world_size:
+            raise ConfigError("batch_size, max_tokens and accumulation must be at least 1, rank below world_size")
+        if len(rows) == 0:
+            raise DataError("there are no rows to train on")
+        self.rows, self.seed, self.batch_size = rows, seed, batch_size
+        self.start_step, self.total_steps = start_step, total_steps
+        self.rank, self.world_size = rank, world_size
+        self.num_workers = num_workers
+        self.views = rows.views if view is None else (view,)
+        self._packing = {
+            "max_tokens": max_tokens, "position_offset": position_offset, "pad_id": pad_id,
+            "min_micro_batches": accumulation,
+        }
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return steps_per_epoch(len(self.rows), self.batch_size)
+
+    def __len__(self) -> int:
+        return max(0, self.total_steps - self.start_step)
+
+    def progress(self, step: int) -> Progress:
+        """How far the run is when ``step`` begins."""
+        per_epoch = self.steps_per_epoch
+        return Progress(step, self.total_steps, step / per_epoch, self.total_steps / per_epoch)
+
+    def step(self, step: int) -> StepBatches:
+        """The batches of one step: a pure function of its number."""
+        epoch, rows = rows_of_step(len(self.rows), self.batch_size, self.seed, step)
+        mine = tuple(int(row) for row in rows[self.rank :: self.world_size])
+        progress = self.progress(step)
+        batches: list[PackedBatch] = []
+        for view in self.views:
+            examples = [e for row in mine for e in self.rows.examples(row, epoch, progress, view)]
+            batches += pack(examples, view=view, **self._packing)
+        return StepBatches(step, epoch, mine, batches)
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        steps = range(self.start_step, self.total_steps)
+        if self.num_workers == 0:
+            yield from map(self.step, steps)
+            return
+        loader = torch.utils.data.DataLoader(
+            _Steps(self), batch_size=None, sampler=steps, num_workers=self.num_workers, collate_fn=_as_it_is,
+            # On Linux a fork shares the rows' memory; it is safe because workers stay out of OpenMP.
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )
+        iterator = iter(loader)
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if "worker" not in str(error) or "exited unexpectedly" not in str(error):
+                    raise
+                raise DataError(
+                    f"a data worker process died: {error}",
+                    hint="It was killed (out of memory?) or crashed; lower data.num_workers, 0 works in this process.",
+                ) from error
+            if isinstance(item, _Failure):
+                raise item.kind(item.message, hint=item.hint)
+            yield item
+
+
+def eval_batches(
+    rows: RowSource, *, max_tokens: int, position_offset: int, pad_id: int, rank: int = 0, world_size: int = 1,
+    max_rows: int | None = None, view: str | None = None,
+) -> Iterator[PackedBatch]:
+    """The batches of one pass for evaluation or prediction, this rank's share; deterministic.
+
+    Inside a window of rows examples are sorted by length, so that batches are of even sequences; all examples of a
+    row fall into one window. With ``max_rows`` that many rows are taken, evenly spread.
+    """
+    count = len(rows)
+    taken = np.arange(count)
+    if max_rows is not None and max_rows < count:
+        taken = np.arange(max_rows) * count // max_rows
+    mine = taken[rank::world_size]
+    progress = Progress(0, 1, 0.0, 1.0)
+    for begin in range(0, len(mine), EVALUATION_WINDOW):
+        window = mine[begin : begin + EVALUATION_WINDOW]
+        for name in rows.views if view is None else (view,):
+            examples = [e for row in window for e in rows.examples(int(row), EVALUATION_EPOCH, progress, name)]
+            examples.sort(key=_length)
+            yield from pack(
+                examples, max_tokens=max_tokens, position_offset=position_offset, pad_id=pad_id, view=name
+            )
+
+
+def _length(example: Example) -> int:
+    return len(example)

@@ -1,0 +1,173 @@
+"""Row id -> examples: what the loader asks for, in pretraining and in fine-tuning. Pure functions of their arguments.
+
+Shape letter: L tokens of one example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunecore.data.corpus_rows import Unit
+from tunecore.data.streams import PhiloxStream
+from tunecore.errors import ConfigError, DataError
+from tunecore.types import CorpusView, Example, Head, IntArray, Objective, Progress, Record, Targets
+
+UNITS: tuple[Unit, ...] = ("document", "sentence", "pair")
+"""From the least to the most structured."""
+EVALUATION_EPOCH = -1
+"""Held-out rows are always corrupted as in this epoch, so that two evaluations see the same masks."""
+_AT_THE_END = Progress(step=1, total_steps=1, epoch=1.0, total_epochs=1.0)
+
+
+class RowSource(Protocol):
+    """Rows by number."""
+
+    views: tuple[str, ...]
+    """The kinds of forward its examples are for; each gets batches of its own."""
+
+    def __len__(self) -> int: ...
+
+    def examples(self, row_id: int, epoch: int, progress: Progress, view: str | None = None) -> list[Example]:
+        """The examples of one row for one view (None: the first); each carries ``row_id``.
+
+        Raises:
+            DataError: an example is empty or longer than the model's maximum; the row is named.
+        """
+        ...
+
+
+class PretrainRows:
+    """Chunks of a corpus, assembled and corrupted by objectives.
+
+    Per view one objective assembles (the most structured unit; the first of the list among equals), then each of
+    the view corrupts in list order. Draws depend on (seed, epoch, row id, objective) alone. With ``evaluation`` the
+    epoch is constant, and rates that move over a run stand where they end.
+    """
+
+    def __init__(
+        self, corpus: CorpusView, objectives: Sequence[Objective], seed: int, evaluation: bool = False
+    ) -> None:
+        if not objectives:
+            raise ConfigError("pretraining needs at least one objective")
+        self.corpus, self.seed, self.evaluation = corpus, seed, evaluation
+        self.views: tuple[str, ...] = tuple(dict.fromkeys(objective.view for objective in objectives))
+        self._objectives = {view: [o for o in objectives if o.view == view] for view in self.views}
+        self._assemblers = {view: max(found, key=_structure) for view, found in self._objectives.items()}
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def examples(self, row_id: int, epoch: int, progress: Progress, view: str | None = None) -> list[Example]:
+        view = self.views[0] if view is None else view
+        if self.evaluation:
+            epoch, progress = EVALUATION_EPOCH, _AT_THE_END
+        stream = PhiloxStream(self.seed, epoch, row_id, purpose=view)
+        assembler = self._assemblers[view]
+        example = assembler.assemble(self.corpus, row_id, stream.child(f"assemble {assembler.name}"))
+        for objective in self._objectives[view]:
+            example = objective.corrupt(example, self.corpus, stream.child(objective.name), progress)
+        _check(example, self.corpus.max_length, f"row {row_id} of the corpus (assembled by {assembler.name!r})")
+        return [example]
+
+
+def _structure(objective: Objective) -> int:
+    if objective.unit not in UNITS:
+        raise ConfigError(f"objective {objective.name!r}: unit {objective.unit!r} is none of {', '.join(UNITS)}")
+    return UNITS.index(objective.unit)
+
+
+def most_structured_unit(objectives: Sequence[Objective]) -> Unit:
+    """The unit of the rows these objectives share.
+
+    Raises:
+        ConfigError: an objective's unit is unknown.
+    """
+    return UNITS[max(_structure(objective) for objective in objectives)]
+
+
+def _check(example: Example, max_length: int, where: str) -> None:
+    length = len(example)
+    if not 0 < length <= max_length:
+        raise DataError(
+            f"{where}: the example has {length} tokens; it must have 1 to {max_length}",
+            hint="Lower data.max_length, or check the objective or head that made it." if length else None,
+        )
+
+
+class _Stored(NamedTuple):
+    """Where one tokenised example lies in the flat arrays, and what is kept of it as it is."""
+
+    row_id: int
+    start: int
+    stop: int
+    has_types: bool
+    group: int
+    targets: Mapping[str, Targets]
+    columns: Mapping[str, NDArray[Any]]
+
+
+class TaskRows:
+    """Labelled records, tokenised once by a head and kept compactly (4 bytes a token and one for its segment).
+
+    Args:
+        records: the rows; a row's id is its place in the list.
+        head: makes the examples of a row.
+        tokenizer: handed to the head.
+        max_length: longest example.
+        labelled: False where rows have no label (prediction).
+
+    Raises:
+        DataError: a row cannot be used; its file and row are named.
+    """
+
+    views: tuple[str, ...] = ("encoder",)
+
+    def __init__(
+        self, records: Sequence[Record], head: Head, tokenizer: Any, max_length: int, labelled: bool = True
+    ) -> None:
+        if not records:
+            raise DataError("there are no rows to work on")
+        ids: list[NDArray[np.uint32]] = []
+        types: list[NDArray[np.uint8]] = []
+        self._rows: list[list[_Stored]] = []
+        start = 0
+        for row_id, record in enumerate(records):
+            stored = []
+            for example in head.examples(record, row_id, tokenizer, max_length, labelled=labelled):
+                _check(example, max_length, f"{record.file}:{record.row}")
+                stop = start + len(example)
+                segments = example.token_type_ids
+                ids.append(example.input_ids.astype(np.uint32))
+                types.append(np.zeros(len(example), np.uint8) if segments is None else segments.astype(np.uint8))
+                stored.append(
+                    _Stored(
+                        row_id, start, stop, segments is not None, example.group, example.targets, example.columns
+                    )
+                )
+                start = stop
+            self._rows.append(stored)
+        self._ids = np.concatenate(ids) if ids else np.empty(0, np.uint32)
+        self._types = np.concatenate(types) if types else np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def examples(self, row_id: int, epoch: int, progress: Progress, view: str | None = None) -> list[Example]:
+        return [
+            Example(
+                row_id=stored.row_id,
+                input_ids=self._ids[stored.start : stored.stop].astype(np.int64),
+                token_type_ids=self._segments(stored),
+                targets=stored.targets,
+                columns=stored.columns,
+                group=stored.group,
+            )
+            for stored in self._rows[row_id]
+        ]
+
+    def _segments(self, stored: _Stored) -> IntArray | None:
+        return self._types[stored.start : stored.stop].astype(np.int64) if stored.has_types else None

@@ -1,0 +1,283 @@
+"""The engine as a user calls it: from a family or a checkpoint to a trained, evaluated, saved model.
+
+engine = Engine.from_scratch("bert", size="mini", text="corpus/*.txt", vocab_size=8192)
+engine.pretrain("corpus/*.txt", objectives={"masked_lm": 1.0, "next_sentence": 1.0}, steps=2000,
+output_dir="runs/pre")
+engine = Engine.from_pretrained("runs/pre", head="sequence_classification")
+engine.finetune("train.csv", eval="dev.csv", epochs=3, learning_rate=3e-5, output_dir="runs/ft")
+engine.evaluate("dev.csv"), engine.predict(["a fine film"]), engine.save("my-model")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunecore.config import ModelConfig, RunConfig
+from tunecore.config_io import load_config
+from tunecore.errors import ConfigError
+from tunecore.inputs import Data, as_paths, temporary_paths, train_tokenizer_on
+from tunecore.plugins import Plugins, load_plugins
+from tunecore.run_folder import resolve_model
+from tunecore.runner import fit
+from tunecore.session import Session, open_session
+from tunecore.training.loop import TrainResult
+from tunecore.types import Prediction
+
+SECTIONS = ("model", "tokenizer", "data", "training", "evaluation", "checkpoint", "tracking", "plugins")
+
+
+def _flat_options() -> dict[str, str]:
+    """Option name -> its section, for the names that only one section has."""
+    owners: dict[str, list[str]] = {}
+    defaults = RunConfig()
+    for section in SECTIONS:
+        for field in dataclasses.fields(getattr(defaults, section)):
+            owners.setdefault(field.name, []).append(section)
+    return {name: sections[0] for name, sections in owners.items() if len(sections) == 1}
+
+
+def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """Return ``config`` with options set: a field of any section by its bare name (``batch_size=64``), a whole
+    section as a mapping (``evaluation={"every": 100}``), or a top-level field.
+
+    Raises:
+        ConfigError: an unknown option (the nearest is named) or a value out of range.
+    """
+    tree = dataclasses.asdict(config)
+    flat = _flat_options()
+    for name, value in options.items():
+        if name in SECTIONS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} is a section; give it a mapping, such as {name}={{...}}")
+            tree[name].update(value)
+        elif name in tree:
+            tree[name] = value
+        elif name in flat:
+            tree[flat[name]][name] = value
+        else:
+            near = difflib.get_close_matches(name, [*flat, *tree], n=3)
+            raise ConfigError(f"unknown option {name!r}. {'Did you mean ' + ', '.join(near) + '?' if near else ''}")
+    return load_config(tree, [])
+
+
+class Engine:
+    """Pretrains, fine-tunes, evaluates, predicts and saves one model.
+
+    Args:
+        config: defaults of every run this engine makes; see :class:`tunecore.RunConfig`.
+        tokenizer: a tokenizer already in memory; None loads or trains the one the config names.
+        plugins: plugins already loaded; None loads the built-in and the installed ones.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        plugins: Plugins | None = None,
+    ) -> None:
+        self.config = config or RunConfig()
+        self.plugins = plugins or load_plugins(self.config.plugins)
+        self._tokenizer = tokenizer
+        self._session: Session | None = None
+
+    @classmethod
+    def from_config(cls, config: RunConfig) -> Engine:
+        """An engine for one run described by a config; :meth:`run` runs or resumes it."""
+        return cls(config)
+
+    @classmethod
+    def from_scratch(
+        cls,
+        family: str,
+        *,
+        size: str = "mini",
+        text: Data | None = None,
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        **options: Any,
+    ) -> Engine:
+        """A model with random weights.
+
+        Args:
+            family: bert, roberta, distilbert, electra, gpt2, or one a plugin registers.
+            size: tiny, mini, small, medium, base or large.
+            text: text to train a tokenizer on now (paths, globs, or an iterable of texts); without it and without
+                ``tokenizer`` the first run trains one on its own data.
+            tokenizer: a tokenizer, or the path of one.
+            options: any option of :class:`tunecore.RunConfig`, such as ``vocab_size``, ``max_length``, ``seed``.
+
+        Raises:
+            ConfigError: an unknown family, size or option.
+        """
+        loaded = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+        config = with_options(RunConfig(), {"model": {"family": family, "size": size}, **options})
+        if isinstance(tokenizer, str):
+            config = with_options(config, {"tokenizer": {"path": tokenizer}})
+        engine = cls(config, tokenizer=loaded)
+        engine.plugins.registry.entry("family", family)
+        if text is not None and tokenizer is None:
+            engine._tokenizer = train_tokenizer_on(text, config, engine.plugins.registry)
+        return engine
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        head: str | Mapping[str, Any] | None = None,
+        labels: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Engine:
+        """A model from a folder of transformers, or from a run's output_dir (its best, else final, else newest step).
+
+        Args:
+            path: the folder. Models are never downloaded, and no code in the folder is run.
+            head: head to fine-tune, a name or {name: options}; a saved head is found by itself.
+            labels: the head's labels in order; None takes them from the training data.
+            options: any option of :class:`tunecore.RunConfig`.
+
+        Raises:
+            CheckpointError: no model is there.
+            ConfigError: an unknown head or option.
+        """
+        resolve_model(path)
+        if labels is not None:
+            if head is None:
+                raise ConfigError("labels are given without a head", hint='Add head="sequence_classification".')
+            name, given = (head, {}) if isinstance(head, str) else next(iter(head.items()))
+            head = {name: {**given, "labels": list(labels)}}
+        settings = {"model": {"checkpoint": os.fspath(path)}, **({"head": head} if head is not None else {}), **options}
+        return cls(with_options(RunConfig(), settings))
+
+    def pretrain(
+        self,
+        data: Data | None = None,
+        *,
+        objectives: Mapping[str, Any] | Sequence[str] | None = None,
+        eval: Data | None = None,
+        output_dir: str | os.PathLike[str] = "runs/pretrain",
+        **options: Any,
+    ) -> TrainResult:
+        """Train on text with self-supervised objectives; the same call again resumes an unfinished run.
+
+        Args:
+            data: paths, globs, or an iterable of texts; None takes the config's.
+            objectives: name -> weight or options; None is masked_lm, or causal_lm for a decoder.
+            eval: held-out text; None holds out ``eval_fraction`` of the documents.
+            output_dir: the run's folder.
+            options: any option of :class:`tunecore.RunConfig` (steps, batch_size, learning_rate ...).
+        """
+        if objectives is not None and not isinstance(objectives, Mapping):
+            objectives = dict.fromkeys(objectives, 1.0)
+        if objectives is None:
+            objectives = self.config.objectives or {self._default_objective(): 1.0}
+        chosen = {"objectives": objectives, "head": None, "output_dir": os.fspath(output_dir)}
+        return self._start(data, eval, {**chosen, **options})
+
+    def finetune(
+        self,
+        train: Data | None = None,
+        *,
+        eval: Data | None = None,
+        head: str | Mapping[str, Any] | None = None,
+        strategies: Sequence[str | Mapping[str, Any]] = (),
+        output_dir: str | os.PathLike[str] = "runs/finetune",
+        **options: Any,
+    ) -> TrainResult:
+        """Train a head on labelled rows; the same call again resumes an unfinished run.
+
+        Args:
+            train: csv, tsv, jsonl or parquet files, or an iterable of dicts; None takes the config's.
+            eval: held-out rows; None holds out ``eval_fraction`` of the rows.
+            head: a name or {name: options}; None takes the engine's, or sequence_classification.
+            strategies: names or {name: options}; none trains everything.
+            output_dir: the run's folder.
+            options: any option of :class:`tunecore.RunConfig` (epochs, learning_rate, patience ...).
+        """
+        head = head or self.config.head or "sequence_classification"
+        chosen = {"objectives": {}, "head": head, "strategies": tuple(strategies), "output_dir": os.fspath(output_dir)}
+        return self._start(train, eval, {**chosen, **options})
+
+    def run(self) -> TrainResult:
+        """Run, or resume, what the config describes."""
+        if not self.config.objectives and self.config.head is None:
+            raise ConfigError(
+                "the config has neither objectives nor a head, so there is nothing to train",
+                hint="Set objectives: {masked_lm: 1.0} to pretrain, or head: sequence_classification to fine-tune.",
+            )
+        return self._fit(self.config)
+
+    def evaluate(self, data: Data, **options: Any) -> dict[str, Any]:
+        """Loss and metrics on labelled rows (with a head), or losses on text (after pretraining).
+
+        Raises:
+            DataError: a row lacks a column or has a label the model does not know.
+        """
+        with temporary_paths(data, "evaluate") as paths:
+            return self.session.evaluate(paths, with_options(self.config, options))
+
+    def predict(self, rows: Iterable[Any] | str) -> list[Prediction]:
+        """Predictions for texts (str), pairs (tuple of two str) or rows (dict), in their order."""
+        return self.session.predict([rows] if isinstance(rows, str) else list(rows))
+
+    def generate(self, prompts: Sequence[str] | str, **generation: Any) -> list[str]:
+        """Continue prompts with a causal model; ``generation`` goes to transformers' ``generate``."""
+        return self.session.generate([prompts] if isinstance(prompts, str) else list(prompts), **generation)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Save model and tokenizer so that plain transformers loads them."""
+        return self.session.save(Path(folder))
+
+    @property
+    def session(self) -> Session:
+        """The model with its tokenizer and head, loaded from the checkpoint when first needed.
+
+        Raises:
+            ConfigError: there is no trained model yet.
+        """
+        if self._session is None:
+            if self.config.model.checkpoint is None:
+                raise ConfigError("this engine has no trained model yet; call pretrain or finetune first")
+            self._session = open_session(self.config, self.plugins)
+        return self._session
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The transformers model."""
+        return self.session.model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self._tokenizer if self._tokenizer is not None else self.session.tokenizer
+
+    def _default_objective(self) -> str:
+        if self.config.model.family is not None:
+            causal = self.plugins.registry.create("family", self.config.model.family).causal
+        else:
+            causal = self.session.family.causal
+        return "causal_lm" if causal else "masked_lm"
+
+    def _start(self, train: Data | None, held_out: Data | None, options: Mapping[str, Any]) -> TrainResult:
+        config = with_options(self.config, options)
+        spool = Path(config.output_dir) / "data"
+        paths: dict[str, Any] = {}
+        if train is not None:
+            paths["train"] = as_paths(train, spool, "train")
+        if held_out is not None:
+            paths["eval"] = as_paths(held_out, spool, "eval")
+        return self._fit(with_options(config, {"data": paths}))
+
+    def _fit(self, config: RunConfig) -> TrainResult:
+        result, self._session = fit(config, self.plugins, self._tokenizer)
+        # What is trained next starts from here.
+        self.config = dataclasses.replace(config, model=ModelConfig(checkpoint=config.output_dir))
+        self._tokenizer = self._session.tokenizer
+        return result

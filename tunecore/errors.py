@@ -1,0 +1,53 @@
+"""The errors a user can meet. Each says what is wrong, where, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TunecoreError(Exception):
+    """Base of every error tunecore raises on purpose.
+
+    Args:
+        message: what is wrong and where (file and row, option, or plugin).
+        hint: the way out, shown on a line of its own.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message if hint is None else f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(TunecoreError):
+    """An option is unknown, contradictory or out of range."""
+
+
+class DataError(TunecoreError):
+    """A file, a row or a label cannot be used."""
+
+
+class PluginError(TunecoreError):
+    """A plugin cannot be loaded, or one of its hooks failed."""
+
+
+class NativeError(TunecoreError):
+    """The compiled core is present but broken, or was called with tensors it does not take."""
+
+
+class CheckpointError(TunecoreError):
+    """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class TrainingError(TunecoreError):
+    """Training cannot go on: a loss or gradient is not finite, or a count does not match."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Return "unknown KIND 'NAME'; known: ..." with the nearest known names first."""
+    names = sorted(set(known))
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    listed = near + [n for n in names if n not in near]
+    suffix = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}; known: {', '.join(listed) or '(none)'}.{suffix}"

@@ -1,0 +1,1 @@
+"""Supervised tasks, one file each: columns to examples, loss, predictions and metrics."""

@@ -1,0 +1,241 @@
+"""From what a user hands over (paths, globs, iterables, dataset objects) to tokenizer, corpus and rows.
+
+Data in memory is written once to a jsonl file and from there on is a file like any other: a run that is resumed
+reads the same bytes, and memory stays flat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from tunecore.config import RunConfig
+from tunecore.data.clean import Cleaner, CleaningOptions
+from tunecore.data.corpus import Corpus, build_corpus
+from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit
+from tunecore.data.sources import ReadSummary, by_suffix, documents, expand_paths, read_records, usable_records
+from tunecore.data.streams import PhiloxStream
+from tunecore.data.tokenizer import train_tokenizer
+from tunecore.errors import ConfigError, DataError
+from tunecore.registry import Registry
+from tunecore.types import Head, Objective, Record, Source
+
+Data = str | os.PathLike[str] | Iterable[Any]
+"""A path or glob, a sequence of those, or an iterable of texts (str) or rows (dict)."""
+
+
+def is_paths(data: Data) -> bool:
+    """Whether ``data`` names files: a str or Path, or a sequence whose first item is a Path, an existing file or
+    folder, or a pattern that matches one. Any other iterable is texts or rows.
+    """
+    if isinstance(data, str | os.PathLike):
+        return True
+    if not isinstance(data, Sequence) or not data:
+        return False
+    first = data[0]
+    if isinstance(first, os.PathLike):
+        return True
+    # A text is hardly ever the name of an existing file; over-long names make the system call fail.
+    return isinstance(first, str) and len(first) < 1024 and "\n" not in first and bool(_matches(first))
+
+
+def _matches(pattern: str) -> list[str]:
+    try:
+        return expand_paths([pattern])
+    except (DataError, OSError, ValueError):
+        return []
+
+
+def as_paths(data: Data, spool: Path, name: str) -> tuple[str, ...]:
+    """The paths of ``data``; what is in memory is written to ``spool/NAME.jsonl`` first.
+
+    Raises:
+        DataError: an item is neither a str nor a mapping, or there is none.
+    """
+    if is_paths(data):
+        items = [data] if isinstance(data, str | os.PathLike) else list(data)
+        return tuple(os.fspath(item) for item in items)
+    spool.mkdir(parents=True, exist_ok=True)
+    path = spool / f"{name}.jsonl"
+    temporary = path.with_suffix(f".{os.getpid()}")
+    count = 0
+    with open(temporary, "w", encoding="utf-8") as file:
+        for count, item in enumerate(data, start=1):  # type: ignore[arg-type]
+            file.write(json.dumps(_row(item, name, count), ensure_ascii=False, default=_plain) + "\n")
+    if count == 0:
+        temporary.unlink()
+        raise DataError(f"{name}: the data given holds no row")
+    os.replace(temporary, path)
+    return (str(path),)
+
+
+def _row(item: Any, name: str, count: int) -> Mapping[str, Any]:
+    if isinstance(item, str):
+        return {"text": item}
+    if isinstance(item, Mapping):
+        return dict(item)
+    raise DataError(f"{name}: item {count} is {type(item).__name__}; give str or dict")
+
+
+def _plain(value: Any) -> Any:
+    """JSON for the scalars of numpy and torch."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise DataError(f"a value of type {type(value).__name__} cannot be kept as JSON")
+
+
+@contextmanager
+def temporary_paths(data: Data, name: str) -> Iterator[tuple[str, ...]]:
+    """The paths of ``data`` for as long as the context lasts."""
+    with TemporaryDirectory(prefix="tunecore-") as folder:
+        yield as_paths(data, Path(folder), name)
+
+
+class RunData(NamedTuple):
+    """The rows of a run."""
+
+    train: RowSource
+    eval: RowSource | None
+    """None where nothing is held out."""
+    summary: dict[str, Any]
+    """JSON for reports; ``digest`` is what a resumed run compares."""
+
+
+def sources_of(registry: Registry) -> dict[str, Source]:
+    """Suffix -> reader, the registered ones with their default options."""
+    return by_suffix(registry.create("source", name) for name in registry.names("source"))
+
+
+def train_tokenizer_on(data: Data, config: RunConfig, registry: Registry) -> PreTrainedTokenizerBase:
+    """Train the tokenizer ``config`` describes on cleaned text.
+
+    Raises:
+        ConfigError: the family is not known (a tokenizer is trained for a new model).
+        DataError: there is no text.
+    """
+    if config.model.family is None:
+        raise ConfigError("a tokenizer is trained for a new model only; set model.family, or tokenizer.path")
+    sources, options = sources_of(registry), config.tokenizer
+    with temporary_paths(data, "text") as paths:
+        records = read_records(expand_paths(paths, tuple(sources)), sources, on_bad_row=config.data.on_bad_row)
+        cleaner = Cleaner(CleaningOptions.of(config.data))
+        texts = documents(records, config.data.text, on_bad_row=config.data.on_bad_row)
+        cleaned = (clean for text, _ in texts if (clean := cleaner.clean(text)) is not None)
+        return train_tokenizer(
+            cleaned, vocab_size=options.vocab_size, kind=options.kind, family=config.model.family,
+            lowercase=options.lowercase, max_length=config.data.length, progress=config.tracking.progress,
+        )  # fmt: skip
+
+
+def text_corpus(
+    paths: Sequence[str], tokenizer: Any, objectives: Sequence[Objective], config: RunConfig, registry: Registry
+) -> Corpus:
+    """Tokenise text files, with the boundary columns the objectives ask for; cached."""
+    return build_corpus(
+        paths, tokenizer, cache_dir=config.data.cache_dir or Path(config.output_dir) / "cache",
+        columns={column for objective in objectives for column in objective.columns},
+        cleaning=CleaningOptions.of(config.data), text_column=config.data.text, sources=sources_of(registry),
+        on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
+    )  # fmt: skip
+
+
+def pretrain_rows(corpus: Corpus, objectives: Sequence[Objective], config: RunConfig, *, evaluation: bool) -> RowSource:
+    """Cut a corpus into the rows the objectives share."""
+    view = corpus.rows(most_structured_unit(objectives), config.data.length)
+    return PretrainRows(view, objectives, config.training.seed, evaluation=evaluation)
+
+
+def pretrain_data(config: RunConfig, tokenizer: Any, objectives: Sequence[Objective], registry: Registry) -> RunData:
+    """Training and held-out rows of a pretraining run.
+
+    Raises:
+        ConfigError: no training data is named.
+        DataError: there is no text, or too little to hold any out.
+    """
+    if not config.data.train:
+        raise ConfigError("no training data is named", hint="Set data.train to files, globs or folders.")
+    corpus = text_corpus(config.data.train, tokenizer, objectives, config, registry)
+    held_out: Corpus | None = None
+    if config.data.eval:
+        held_out = text_corpus(config.data.eval, tokenizer, objectives, config, registry)
+    elif config.data.eval_fraction > 0:
+        corpus, held_out = corpus.split(config.data.eval_fraction, config.training.seed)
+    parts = {"train": corpus, **({} if held_out is None else {"eval": held_out})}
+    summary = {name: part.summary for name, part in parts.items()}
+    digest = _digest([part.digest for part in parts.values()])
+    return RunData(
+        train=pretrain_rows(corpus, objectives, config, evaluation=False),
+        eval=None if held_out is None else pretrain_rows(held_out, objectives, config, evaluation=True),
+        summary={**summary, "digest": digest},
+    )
+
+
+def head_records(
+    paths: Sequence[str], head: Head, config: RunConfig, registry: Registry, *, labelled: bool = True
+) -> tuple[list[Record], ReadSummary]:
+    """Rows of labelled files whose text can be used; the others are counted in the summary.
+
+    Raises:
+        DataError: a file cannot be read, lacks a column, or has no usable row.
+    """
+    sources, summary = sources_of(registry), ReadSummary()
+    records = read_records(
+        expand_paths(paths, tuple(sources)), sources, summary=summary, on_bad_row=config.data.on_bad_row
+    )
+    options = getattr(head, "options", None)
+    texts = [column for name in ("text", "text_pair") if (column := getattr(options, name, None))]
+    if texts:
+        label = getattr(options, "label", None)
+        others = [label] if label and labelled else []
+        records = usable_records(records, texts, others, summary=summary, on_bad_row=config.data.on_bad_row)
+    kept = list(records)
+    if not kept:
+        raise DataError(f"{', '.join(paths)}: no row can be used: {summary.describe()}")
+    return kept, summary
+
+
+def task_records(
+    config: RunConfig, head: Head, registry: Registry
+) -> tuple[list[Record], list[Record], dict[str, Any]]:
+    """(training rows, held-out rows, summary) of a fine-tuning run; what is held out is a function of the seed.
+
+    Raises:
+        ConfigError: no training data is named.
+        DataError: a file cannot be read, lacks a column, or has no usable row.
+    """
+    if not config.data.train:
+        raise ConfigError("no training data is named", hint="Set data.train to csv, tsv, jsonl or parquet files.")
+    train, read = head_records(config.data.train, head, config, registry)
+    summary: dict[str, Any] = {"train": read.as_dict()}
+    held_out: list[Record] = []
+    if config.data.eval:
+        held_out, read = head_records(config.data.eval, head, config, registry)
+        summary["eval"] = read.as_dict()
+    elif (count := round(len(train) * config.data.eval_fraction)) > 0:
+        order = PhiloxStream(config.training.seed, purpose="held-out rows").permutation(len(train))
+        chosen = np.zeros(len(train), dtype=bool)
+        chosen[order[:count]] = True
+        held_out = [record for record, out in zip(train, chosen, strict=True) if out]
+        train = [record for record, out in zip(train, chosen, strict=True) if not out]
+        summary["held_out_rows"] = count
+    summary["digest"] = _digest(
+        json.dumps(record.fields, sort_keys=True, default=str) for record in (*train, *held_out)
+    )
+    return train, held_out, summary
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Models of transformers, fed packed batches: families (what differs), loading and saving, the attention function."""

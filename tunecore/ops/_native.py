@@ -1,0 +1,111 @@
+"""The compiled core ``tunecore._C``: found, checked and loaded once; absent is a fallback, broken is an error."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+# torch first: its OpenMP runtime must be the one in the process, and _C resolves libgomp to what is loaded.
+import torch
+import torch.utils.dlpack
+from torch import Tensor
+
+from tunecore.errors import NativeError
+
+MODULE = "tunecore._C"
+SWITCH = "TUNECORE_NO_NATIVE"
+
+
+@dataclass(frozen=True, slots=True)
+class NativeInfo:
+    """What is known of the compiled core. ``reason`` says why it is not available, "" where it is."""
+
+    available: bool
+    path: str | None = None
+    variants: tuple[str, ...] = ()
+    """Instruction sets compiled in: default, avx2, avx512, avx512_bf16."""
+    capability: str | None = None
+    """The instruction set in use (environment variable TUNECORE_CPU_CAPABILITY overrides)."""
+    compiler: str | None = None
+    openmp: int | None = None
+    version: str | None = None
+    reason: str = ""
+
+
+def _open() -> tuple[ModuleType | None, str]:
+    """The module and "", or None and why it is not there; NativeError where it is there and does not load."""
+    if os.environ.get(SWITCH) == "1":
+        return None, f"{SWITCH}=1 is set"
+    spec = importlib.util.find_spec(MODULE)
+    if spec is None:
+        return None, "this installation has no tunecore._C (it was built without a C++ compiler)"
+    rebuild = "Rebuild it with `TUNECORE_NATIVE=1 pip install -v .`, or set TUNECORE_NO_NATIVE=1 to do without."
+    try:
+        module = importlib.import_module(MODULE)
+    except ImportError as error:
+        raise NativeError(f"the compiled core {spec.origin} does not load: {error}", hint=rebuild) from error
+    module.capability()  # reads TUNECORE_CPU_CAPABILITY now, so that a wrong value is an error here
+    return module, ""
+
+
+@lru_cache(maxsize=1)
+def load() -> ModuleType | None:
+    """The compiled core, or None with one visible warning where it is absent.
+
+    Raises:
+        NativeError: it is present but broken, or TUNECORE_CPU_CAPABILITY names what this machine has not.
+    """
+    module, reason = _open()
+    if module is None:
+        warnings.warn(
+            f"tunecore runs without its compiled core: {reason}. The ops fall back to PyTorch and are several times "
+            "slower; `python -m tunecore doctor` says what to do.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return module
+
+
+def info() -> NativeInfo:
+    """What is known of the compiled core; never warns, raises as ``load`` does."""
+    module, reason = _open()
+    if module is None:
+        return NativeInfo(False, reason=reason)
+    build: dict[str, Any] = module.build_info()
+    return NativeInfo(
+        True,
+        path=module.__file__,
+        variants=tuple(build["variants"]),
+        capability=module.capability(),
+        compiler=build["compiler"],
+        openmp=build["openmp"],
+        version=build["version"],
+    )
+
+
+def threads() -> int:
+    """How many threads a kernel may use: torch's own setting at this moment."""
+    return torch.get_num_threads()
+
+
+def dl(x: Tensor | None) -> Any:
+    """The DLPack capsule of a tensor (None for None), to be lent to one call of the core.
+
+    ``x.__dlpack__()`` refuses a leaf that requires grad, hence the detached tensor.
+    """
+    return None if x is None else torch.utils.dlpack.to_dlpack(x.detach())  # type: ignore[attr-defined]
+
+
+def tune_allocator() -> bool:
+    """Keep freed memory in the process instead of giving it back and faulting it in again each step.
+
+    Returns whether it was done (on glibc, with native code); a workspace of the size of [V, E] costs 28 ms in page
+    faults when fresh, 3 ms when reused.
+    """
+    module = load()
+    return bool(module.tune_allocator()) if module is not None else False

@@ -1,0 +1,117 @@
+"""A run's folder: ``run.yaml, data_summary.json, metrics.jsonl, report.html, step-N/, final/, best``.
+
+Naming a run folder anywhere a model is asked for means its best checkpoint, else ``final``, else the newest good step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunecore.checkpoint import newest_good
+from tunecore.config import RunConfig
+from tunecore.config_io import check_resumable, dump_config, load_config
+from tunecore.errors import CheckpointError, ConfigError
+
+RUN_FILE = "run.yaml"
+SUMMARY_FILE = "data_summary.json"
+BEST_FILE = "best"
+FINAL = "final"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old one or the new one, whole, after a crash."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def claim(config: RunConfig) -> tuple[Path, bool]:
+    """Take ``output_dir`` for this run; return it and whether a run of the same configuration is already there.
+
+    Raises:
+        ConfigError: the folder holds another run (the differing keys are named) or a model that is no run.
+    """
+    folder = Path(config.output_dir)
+    run_file = folder / RUN_FILE
+    if run_file.exists():
+        try:
+            check_resumable(load_config(run_file), config)
+        except ConfigError as error:
+            raise ConfigError(
+                f"output_dir {config.output_dir!r} holds another run: {error.message}",
+                hint="Name another output_dir, or give the options of that run to resume it.",
+            ) from error
+        return folder, True
+    if (folder / "config.json").exists() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(
+            f"output_dir {config.output_dir!r} is a file, or a model that no run made; it would be overwritten",
+            hint="Name another output_dir.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder, False
+
+
+def record_config(folder: Path, config: RunConfig) -> None:
+    """Write ``run.yaml``."""
+    write_text(folder / RUN_FILE, dump_config(config))
+
+
+def record_data(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write ``data_summary.json``, or check it against the one there: a resumed run must see the same data.
+
+    Raises:
+        ConfigError: the data's digest has changed since the run began.
+    """
+    path = folder / SUMMARY_FILE
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8")).get("digest")
+        if before != summary.get("digest"):
+            raise ConfigError(
+                f"the data of the run in {str(folder)!r} has changed since it began "
+                f"(digest {before} then, {summary.get('digest')} now)",
+                hint="Restore the files, or start a new run in another output_dir.",
+            )
+    write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def record_best(folder: Path, checkpoint: Path | None) -> None:
+    """Point ``best`` at a checkpoint of this folder."""
+    if checkpoint is not None:
+        write_text(folder / BEST_FILE, checkpoint.name + "\n")
+
+
+def best_name(folder: Path) -> str | None:
+    """Name of the best checkpoint, where the run chose one."""
+    path = folder / BEST_FILE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+
+
+def resolve_model(path: str | os.PathLike[str]) -> Path:
+    """The model folder meant by ``path``: a transformers folder as it is, or the best of a run folder.
+
+    Raises:
+        CheckpointError: nothing at ``path`` is a model; what was looked for is said.
+    """
+    folder = Path(path)
+    if (folder / "config.json").exists():
+        return folder
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{str(path)!r} is not a folder",
+            hint="Name a folder with a config.json, or a run's output_dir. Models are not downloaded by name.",
+        )
+    for name in (best_name(folder), FINAL):
+        if name and (folder / name / "config.json").exists():
+            return folder / name
+    newest, skipped = newest_good(folder)
+    if newest is None:
+        why = "; ".join(f"{p.name}: {reason}" for p, reason in skipped) or "it has no best, final or step-N"
+        raise CheckpointError(f"{str(path)!r} holds no model: no config.json, and {why}")
+    return newest

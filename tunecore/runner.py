@@ -1,0 +1,246 @@
+"""One run, from its configuration to its result, as a straight line.
+
+    plugins configure -> claim the folder -> tokenizer -> head and data -> model with its tasks -> strategies ->
+    optimizer -> resume -> train -> final model and report
+
+Every rank walks the whole line; rank 0 goes first where files are made (tokenizer, corpus) and the others then read
+what it made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from tunecore.checkpoint import commit
+from tunecore.config import RunConfig
+from tunecore.config_io import check_components
+from tunecore.data.loader import StepLoader, eval_batches
+from tunecore.data.order import steps_per_epoch
+from tunecore.data.rows import RowSource, TaskRows
+from tunecore.data.tokenizer import load_tokenizer
+from tunecore.errors import ConfigError, TunecoreError
+from tunecore.inputs import RunData, pretrain_data, task_records, train_tokenizer_on
+from tunecore.models.loading import enable_gradient_checkpointing, save_model
+from tunecore.ops._native import tune_allocator
+from tunecore.plugins import Plugins
+from tunecore.registry import name_and_options
+from tunecore.run_folder import FINAL, claim, record_best, record_config, record_data, resolve_model
+from tunecore.session import Session, make_session, objectives_of, with_known_length
+from tunecore.tracking.report import write_report
+from tunecore.tracking.tensorboard import installed as tensorboard_installed
+from tunecore.training.distributed import Ranks, open_ranks
+from tunecore.training.evaluate import evaluate
+from tunecore.training.loop import TrainResult, train
+from tunecore.training.run import Run, make_run, step_name
+from tunecore.training.state import (
+    load_weights,
+    make_saver,
+    manifest_info,
+    resume,
+    save_weights,
+)
+from tunecore.types import Head, Strategy, Tracker
+
+TOKENIZER = "tokenizer"
+"""Folder of the run's tokenizer inside output_dir."""
+DEFAULT_EPOCHS = 3.0
+
+
+def fit(
+    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase | None = None
+) -> tuple[TrainResult, Session]:
+    """Run, or resume, what ``config`` describes.
+
+    Args:
+        config: the run.
+        plugins: loaded plugins.
+        tokenizer: one already in memory, instead of the one the config names.
+
+    Returns:
+        How the run ended, and the model as it then is.
+
+    Raises:
+        TunecoreError: the configuration, the data, a plugin, a checkpoint or the training itself is at fault.
+    """
+    config = with_known_length(plugins.hooks.tunecore_configure(config=config))
+    check_components(config, plugins.registry)
+    with open_ranks(config.training.device, config.training.threads) as ranks:
+        tune_allocator()
+        with main_first(ranks):
+            folder, _ = claim(config)
+            tokenizer = prepare_tokenizer(config, plugins, folder, tokenizer)
+            data, head, facts = prepare_data(config, plugins, tokenizer, folder, ranks)
+        session = make_session(config, plugins, tokenizer, head, facts)
+        run = prepare_run(config, plugins, session, data, ranks)
+        resume(run)
+        result = train(
+            run,
+            make_loader(run, session, data.train),
+            evaluate=make_evaluate(run, session, data.eval),
+            save=make_saver(run, model_writer(session), saved_facts(plugins, data)),
+            trackers=make_trackers(config, plugins) if ranks.is_main else (),
+        )
+        finish(run, session, result)
+    return result, session
+
+
+@contextmanager
+def main_first(ranks: Ranks) -> Iterator[None]:
+    """Rank 0 runs the block while the others wait, then they run it. Should rank 0 fail, they fail too."""
+    failed = False
+    if not ranks.is_main and ranks.any(False):
+        raise TunecoreError("rank 0 could not prepare the run; its own message says why")
+    try:
+        yield
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        if ranks.is_main:
+            ranks.any(failed)
+
+
+def prepare_tokenizer(
+    config: RunConfig, plugins: Plugins, folder: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: the one given, named, of the checkpoint, or trained on the run's text; kept in the run."""
+    kept = folder / TOKENIZER
+    if tokenizer is None and config.tokenizer.path is not None:
+        tokenizer = load_tokenizer(config.tokenizer.path)
+    elif tokenizer is None and config.model.checkpoint is not None:
+        tokenizer = load_tokenizer(resolve_model(config.model.checkpoint))
+    elif tokenizer is None and (kept / "tokenizer_config.json").exists():
+        return load_tokenizer(kept)
+    elif tokenizer is None:
+        if not config.data.train:
+            raise ConfigError("no training data is named", hint="Set data.train to files, globs or folders.")
+        tokenizer = train_tokenizer_on(config.data.train, config, plugins.registry)
+    if not (kept / "tokenizer_config.json").exists():
+        commit(folder, TOKENIZER, tokenizer.save_pretrained, {})
+    return tokenizer
+
+
+def prepare_data(
+    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase, folder: Path, ranks: Ranks
+) -> tuple[RunData, Head | None, Mapping[str, Any]]:
+    """Rows for training and evaluation; of a fine-tuning run also the head and what it learnt of the labels."""
+    if config.head is None:
+        data = pretrain_data(config, tokenizer, objectives_of(config, plugins), plugins.registry)
+        head, facts = None, {}
+    else:
+        name, options = name_and_options(config.head, "head")
+        head = plugins.registry.create("head", name, options)
+        train_records, eval_records, summary = task_records(config, head, plugins.registry)
+        facts = head.prepare(train_records)
+        head.load(facts)
+        length = config.data.length
+        held_out = TaskRows(eval_records, head, tokenizer, length) if eval_records else None
+        data = RunData(TaskRows(train_records, head, tokenizer, length), held_out, {**summary, **facts})
+    if ranks.is_main:
+        # Only a run whose data can be used is recorded: a mistake in a path leaves no run behind.
+        record_data(folder, data.summary)
+        record_config(folder, config)
+    return data, head, facts
+
+
+def prepare_run(config: RunConfig, plugins: Plugins, session: Session, data: RunData, ranks: Ranks) -> Run:
+    """Strategies, then optimizer and counters."""
+    strategies: list[Strategy] = []
+    for item in config.strategies:
+        name, options = name_and_options(item, "strategies")
+        strategies.append(plugins.registry.create("strategy", name, options))
+    for strategy in strategies:
+        session.model = session.unit.model = strategy.prepare(session.model, session.family)
+    if config.model.gradient_checkpointing:
+        enable_gradient_checkpointing(session.model)
+    plugins.hooks.tunecore_model_built(model=session.model, config=config)
+    per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
+    return make_run(
+        config, session.unit, tokenizer=session.tokenizer, registry=plugins.registry, hooks=plugins.hooks,
+        total_steps=total_steps(config, per_epoch), steps_per_epoch=per_epoch, strategies=strategies, ranks=ranks,
+    )  # fmt: skip
+
+
+def total_steps(config: RunConfig, per_epoch: int) -> int:
+    """Steps of the whole run."""
+    if config.training.steps is not None:
+        return config.training.steps
+    epochs = DEFAULT_EPOCHS if config.training.epochs is None else config.training.epochs
+    return max(1, math.ceil(epochs * per_epoch))
+
+
+def make_loader(run: Run, session: Session, rows: RowSource) -> StepLoader:
+    """The batches of this rank from the run's step on."""
+    config = run.config
+    return StepLoader(
+        rows, batch_size=config.training.batch_size, seed=config.training.seed, start_step=run.step,
+        total_steps=run.total_steps, rank=run.rank, world_size=run.world_size,
+        accumulation=config.training.accumulation, num_workers=config.data.num_workers,
+        **session.packing(config.training.max_tokens),
+    )  # fmt: skip
+
+
+def make_evaluate(run: Run, session: Session, rows: RowSource | None) -> Callable[[], Mapping[str, Any]] | None:
+    """What measures the run on its held-out rows."""
+    if rows is None:
+        return None
+    config = run.config
+
+    def measure() -> Mapping[str, Any]:
+        batches = eval_batches(
+            rows, rank=run.rank, world_size=run.world_size,
+            max_rows=config.evaluation.max_rows if session.head is None else None,
+            **session.packing(config.training.max_tokens),
+        )  # fmt: skip
+        metrics = None if session.head is None else session.head.metrics()
+        return evaluate(session.unit, batches, metrics, ranks=run.ranks, stop=run.stop)
+
+    return measure
+
+
+def model_writer(session: Session) -> Callable[[Path, Mapping[str, Any]], None]:
+    """What writes the model of a checkpoint, so that each loads in transformers."""
+    return lambda folder, tensors: save_model(session.model, folder, session.tokenizer, tensors)
+
+
+def saved_facts(plugins: Plugins, data: RunData) -> dict[str, Any]:
+    """What the manifest of a checkpoint says beside the run's own facts."""
+    return {"plugins": plugins.versions(), "data": data.summary["digest"]}
+
+
+def make_trackers(config: RunConfig, plugins: Plugins) -> list[Tracker]:
+    """The trackers asked for, and those every run has."""
+    names = ["jsonl", *(["progress"] if config.tracking.progress else []), *config.tracking.trackers]
+    if tensorboard_installed():
+        names.append("tensorboard")
+    return [plugins.registry.create("tracker", name) for name in dict.fromkeys(names)]
+
+
+def finish(run: Run, session: Session, result: TrainResult) -> None:
+    """Point ``best`` at the best checkpoint and, after the last step, write ``final`` and the report.
+
+    The session ends with the weights of the best checkpoint where there is one, in fp32: what is evaluated, predicted
+    or saved next is what naming the run folder would load.
+    """
+    best = run.best_path
+    if run.ranks.is_main:
+        record_best(run.output_dir, best)
+        if not result.interrupted:
+            write = partial(save_weights, run, write_model=model_writer(session))
+            commit(run.output_dir, FINAL, write, manifest_info(run))
+        if run.config.tracking.report:
+            write_report(run.output_dir)
+    run.ranks.barrier()
+    if best is not None and not result.interrupted and best.name != step_name(run.step):
+        load_weights(run, best)
+    masters = run.optimizer.full_state(session.unit)
+    session.unit.float()
+    session.unit.load_state_dict(masters)
+    session.unit.eval()

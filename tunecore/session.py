@@ -1,0 +1,290 @@
+"""A model ready to work: with its tokenizer, its tasks (objectives or one head) and what they need to know.
+
+Made anew for a run (:func:`make_session`) or from a folder (:func:`open_session`); the same object evaluates, predicts,
+generates and saves. What a model was trained for is kept in its ``config.json`` under "tunecore", so a saved head is
+found again by itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tunecore.config import RunConfig
+from tunecore.data.loader import eval_batches
+from tunecore.data.rows import RowSource, TaskRows
+from tunecore.data.tokenizer import load_tokenizer
+from tunecore.errors import CheckpointError, ConfigError, DataError
+from tunecore.inputs import head_records, pretrain_rows, text_corpus
+from tunecore.models.loading import build_model, check_vocabulary, load_model, save_model
+from tunecore.plugins import Plugins
+from tunecore.registry import name_and_options
+from tunecore.run_folder import resolve_model
+from tunecore.training.evaluate import evaluate
+from tunecore.training.state import load_task_modules, save_task_modules
+from tunecore.training.unit import Task, TrainUnit
+from tunecore.types import Family, Head, Objective, Prediction, Record
+
+CONFIG_KEY = "tunecore"
+"""Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
+
+
+@dataclass
+class Session:
+    """A model, its tokenizer and its tasks."""
+
+    model: PreTrainedModel
+    family: Family
+    tokenizer: PreTrainedTokenizerBase
+    unit: TrainUnit
+    head: Head | None
+    max_length: int
+    plugins: Plugins
+
+    def evaluate(self, paths: Sequence[str], config: RunConfig) -> dict[str, Any]:
+        """Losses, and the head's metrics, over files.
+
+        Raises:
+            DataError: a row lacks a column or has a label the model does not know.
+        """
+        if self.head is not None:
+            records, _ = head_records(paths, self.head, config, self.plugins.registry)
+            rows: RowSource = TaskRows(records, self.head, self.tokenizer, self.max_length)
+        else:
+            config = replace(config, data=replace(config.data, max_length=self.max_length))
+            corpus = text_corpus(paths, self.tokenizer, self.objectives, config, self.plugins.registry)
+            rows = pretrain_rows(corpus, self.objectives, config, evaluation=True)
+        batches = eval_batches(rows, **self.packing(config.training.max_tokens))
+        return evaluate(self.unit, batches, None if self.head is None else self.head.metrics())
+
+    def predict(self, rows: Sequence[Any]) -> list[Prediction]:
+        """Predictions for texts, pairs or dicts, in their order.
+
+        Raises:
+            ConfigError: the model has no head.
+        """
+        if self.head is None:
+            raise ConfigError("this model has no head to predict with; fine-tune one first")
+        head = self.head
+        records = [_record(row, index, head) for index, row in enumerate(rows)]
+        task_rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
+        raw: dict[int, list[Any]] = {}
+        was_training = self.unit.training
+        self.unit.eval()
+        with torch.no_grad():
+            for batch in eval_batches(task_rows, **self.packing(4096)):
+                for row_id, output in zip(batch.row_ids, self.unit.predict(batch), strict=True):
+                    raw.setdefault(row_id, []).append(output)
+        self.unit.train(was_training)
+        return [head.decode(raw[index], record, index) for index, record in enumerate(records)]
+
+    def generate(self, prompts: Sequence[str], **generation: Any) -> list[str]:
+        """Continue prompts by transformers' ``generate``, left-padded in one batch; the prompt is not repeated.
+
+        Raises:
+            ConfigError: the model cannot generate.
+        """
+        if not self.model.can_generate():
+            raise ConfigError(f"{type(self.model).__name__} cannot generate; that takes a causal model such as gpt2")
+        tokenizer = self.tokenizer
+        side, tokenizer.padding_side = tokenizer.padding_side, "left"
+        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
+        tokenizer.padding_side = side
+        self.model.eval()
+        with torch.no_grad():
+            output = self.model.generate(**inputs, **{"use_cache": True, "max_new_tokens": 50, **generation})
+        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def save(self, folder: Path) -> Path:
+        """Save model and tokenizer in transformers' layout; parameters that have no place there lie beside them."""
+        save_model(self.model, folder, self.tokenizer)
+        save_task_modules(self.unit, folder)
+        return folder
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The objectives this model is trained with, in order."""
+        return [part for task in self.unit.tasks if isinstance(part := task.component, Objective)]
+
+    def packing(self, max_tokens: int) -> dict[str, Any]:
+        """What the packer must know of this model."""
+        pad = self.tokenizer.pad_token_id
+        return {
+            "max_tokens": max_tokens,
+            "position_offset": self.family.position_offset(self.model),
+            "pad_id": 0 if pad is None else pad,
+        }
+
+
+def make_session(
+    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase, head: Head | None, facts: Mapping[str, Any]
+) -> Session:
+    """Build or load the model that ``config`` asks for, with its tasks.
+
+    Args:
+        config: names the model, and the objectives or head.
+        plugins: where components are found.
+        tokenizer: fixes vocabulary and special tokens of a new model.
+        head: the head, already told its ``facts``; None makes the config's objectives.
+        facts: what the head knows of its data.
+
+    Raises:
+        ConfigError: family, size or an option is unknown, or vocabulary and lengths do not fit the model.
+        CheckpointError: the checkpoint is no model.
+    """
+    registry = plugins.registry
+    components = _components(config, plugins, head)
+    tasks = frozenset(task for name, part, _ in components for task in (name, *getattr(part, "uses", ())))
+    extra = _config_entry(config, head, facts)
+    if config.model.checkpoint is not None:
+        families = {name: registry.create("family", name) for name in registry.names("family")}
+        folder = resolve_model(config.model.checkpoint)
+        model = load_model(folder, tasks, families, seed=config.training.seed, extra_config=extra)
+        family = families[model.config.model_type]
+    else:
+        if config.model.family is None:
+            raise ConfigError(
+                "neither model.family nor model.checkpoint is set", hint="Set model.family: bert, for one."
+            )
+        family = registry.create("family", config.model.family)
+        model = build_model(
+            family, tasks, size=config.model.size, vocab_size=len(tokenizer), max_length=config.data.length,
+            overrides=config.model.overrides, tokenizer=tokenizer, seed=config.training.seed, extra_config=extra,
+        )  # fmt: skip
+    check_vocabulary(model, tokenizer)
+    if config.data.length > family.max_length(model):
+        raise ConfigError(
+            f"data.max_length is {config.data.length}, but the model's positions end at {family.max_length(model)}",
+            hint="Lower data.max_length.",
+        )
+    unit = TrainUnit(
+        model, family, [Task(name, part, part.build(model, family), weight) for name, part, weight in components]
+    )
+    if config.model.checkpoint is not None:
+        load_task_modules(unit, folder)
+    return Session(model, family, tokenizer, unit, head, config.data.length, plugins)
+
+
+def open_session(config: RunConfig, plugins: Plugins) -> Session:
+    """Load a trained model with the tasks it was trained for (or the head the config names).
+
+    Raises:
+        CheckpointError: no model is there.
+        ConfigError: the head's labels are not known.
+    """
+    assert config.model.checkpoint is not None
+    folder = resolve_model(config.model.checkpoint)
+    saved = _read_config(folder)
+    entry = saved.get(CONFIG_KEY) or {}
+    config = with_known_length(_with_saved_tasks(config, entry, saved))
+    tokenizer = load_tokenizer(config.tokenizer.path or str(folder))
+    head: Head | None = None
+    facts: Mapping[str, Any] = {}
+    if config.head is not None:
+        name, options = name_and_options(config.head, "head")
+        head = plugins.registry.create("head", name, options)
+        facts = entry.get("head", {}).get("facts") or facts_of_transformers(saved) or {}
+        if options.get("labels"):
+            facts = {"labels": list(options["labels"])}
+        if not facts:
+            raise ConfigError(
+                f"the labels of head {name!r} are not known yet", hint="Call finetune, or pass labels=[...]."
+            )
+        head.load(facts)
+    return make_session(config, plugins, tokenizer, head, facts)
+
+
+def with_known_length(config: RunConfig) -> RunConfig:
+    """``config`` with ``data.max_length`` filled in: as given, as the checkpoint was trained, or as it allows."""
+    if config.data.max_length is not None or config.model.checkpoint is None:
+        return config
+    saved = _read_config(resolve_model(config.model.checkpoint))
+    entry = saved.get(CONFIG_KEY) or {}
+    positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
+    # RoBERTa's table has pad_id + 1 rows that no token uses.
+    unused = (saved.get("pad_token_id") or 0) + 1 if saved.get("model_type") == "roberta" else 0
+    length = entry.get("max_length") or min(config.data.length, positions - unused)
+    return replace(config, data=replace(config.data, max_length=int(length)))
+
+
+def facts_of_transformers(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Labels of a plain transformers classification model, from its config.json."""
+    names = saved.get("architectures") or [""]
+    if "ForSequenceClassification" not in names[0]:
+        return None
+    labels = saved.get("id2label") or {}
+    return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{str(folder / 'config.json')!r} is not a JSON object")
+    return read
+
+
+def _with_saved_tasks(config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any]) -> RunConfig:
+    if config.head is not None:
+        return config
+    if "head" in entry:
+        return replace(config, head={entry["head"]["name"]: entry["head"]["options"]}, objectives={})
+    if facts_of_transformers(saved) is not None:
+        return replace(config, head="sequence_classification", objectives={})
+    return replace(config, objectives=config.objectives or entry.get("objectives", {}))
+
+
+def _components(config: RunConfig, plugins: Plugins, head: Head | None) -> list[tuple[str, Any, float]]:
+    if head is not None:
+        return [(head.name, head, 1.0)]
+    return [(part.name, part, weight) for part, weight in _weighted(config, plugins)]
+
+
+def objectives_of(config: RunConfig, plugins: Plugins) -> list[Objective]:
+    """The objectives ``config`` names, made from their options."""
+    return [part for part, _ in _weighted(config, plugins)]
+
+
+def _weighted(config: RunConfig, plugins: Plugins) -> list[tuple[Objective, float]]:
+    parts = []
+    for name, value in config.objectives.items():
+        options = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        weight = float(options.pop("weight", 1.0))
+        parts.append((plugins.registry.create("objective", name, options), weight))
+    return parts
+
+
+def _config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json must carry so that transformers and tunecore read the model rightly."""
+    length = {"max_length": config.data.length}
+    if head is None:
+        return {CONFIG_KEY: {"objectives": dict(config.objectives), **length}}
+    assert config.head is not None
+    name, options = name_and_options(config.head, "head")
+    kept = {"name": name, "options": dict(options), "facts": dict(facts)}
+    extra: dict[str, Any] = {CONFIG_KEY: {"head": kept, **length}}
+    if "labels" in facts:
+        extra["id2label"] = dict(enumerate(map(str, facts["labels"])))
+        extra["label2id"] = {label: index for index, label in extra["id2label"].items()}
+    return extra
+
+
+def _record(row: Any, index: int, head: Head) -> Record:
+    if isinstance(row, Mapping):
+        return Record(row, "<predict>", index)
+    text, pair = (row, None) if isinstance(row, str) else tuple(row)
+    if not isinstance(text, str):
+        raise DataError(f"row {index} to predict is {row!r}; give a str, a (str, str) or a dict")
+    options = getattr(head, "options", None)
+    fields = {getattr(options, "text", "text"): text}
+    if pair is not None:
+        fields[getattr(options, "text_pair", None) or "text_pair"] = pair
+    return Record(fields, "<predict>", index)

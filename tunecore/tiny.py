@@ -1,0 +1,77 @@
+"""A tiny world for tests: documents, labelled rows, tokenizer, corpus and models, all made from sentences in this file.
+
+:mod:`tunecore.testing` hands them to plugin authors; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tunecore.data.corpus import build_corpus
+from tunecore.data.corpus_rows import Unit
+from tunecore.data.tokenizer import train_tokenizer
+from tunecore.models.families import FAMILIES
+from tunecore.models.loading import build_model
+from tunecore.types import CorpusView, Record
+
+MAX_LENGTH = 32
+VOCABULARY = 400
+_SUBJECTS = ("The river", "A small boat", "My neighbour", "The old teacher", "Every morning train", "Her brother")
+_VERBS = ("carries", "remembers", "follows", "forgets", "watches", "praises")
+_OBJECTS = ("the quiet town", "a long letter", "seven grey stones", "the harbour lights", "an open window")
+
+
+def tiny_documents() -> list[str]:
+    """Twelve documents of five to eight English sentences."""
+    sentences = [f"{s} {v} {o}." for s in _SUBJECTS for v in _VERBS for o in _OBJECTS]
+    return [" ".join(sentences[start : start + 5 + start % 4]) for start in range(0, 180, 15)]
+
+
+def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
+    """Eight rows with the columns text, text_pair and label."""
+    texts = tiny_documents()
+    fields = [
+        {"text": texts[i][: 20 + 10 * i], "text_pair": texts[-1 - i][:40], "label": labels[i % len(labels)]}
+        for i in range(8)
+    ]
+    return [Record(row, "tiny.jsonl", number) for number, row in enumerate(fields, start=1)]
+
+
+def make_tokenizer(family: str = "bert") -> Any:
+    """A tokenizer of a family, of at most 400 entries, trained on the tiny documents."""
+    return train_tokenizer(tiny_documents(), vocab_size=VOCABULARY, family=family, max_length=MAX_LENGTH)
+
+
+def make_corpus(tokenizer: Any, folder: Path, *, unit: Unit, columns: Sequence[str] = ()) -> CorpusView:
+    """The tiny documents tokenised under ``folder``, in rows of a unit with the boundary columns asked for."""
+    path = folder / "tiny.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_documents()), encoding="utf-8")
+    return build_corpus([path], tokenizer, cache_dir=folder, columns=columns).rows(unit, MAX_LENGTH)
+
+
+def make_model(
+    tasks: Sequence[str], tokenizer: Any, family: str = "bert", config: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """A random model of two layers, 32 wide, of the class with a place for most of ``tasks``, in evaluation mode.
+
+    Args:
+        tasks: names of objectives, or of one head.
+        tokenizer: gives vocabulary and special tokens.
+        family: model_type of a built-in family.
+        config: further entries of the transformers config (``id2label``).
+    """
+    built_in = FAMILIES[family]
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    model_class = built_in.auto_class(frozenset(tasks))
+    mapped = getattr(model_class.config_class, "attribute_map", {})
+    widths = {mapped.get(name, name): value for name, value in zip(names, (32, 2, 2), strict=True)}
+    model = build_model(
+        built_in, frozenset(tasks), size="tiny", vocab_size=len(tokenizer), max_length=MAX_LENGTH, overrides=widths,
+        tokenizer=tokenizer, seed=0, extra_config=config,
+    )  # fmt: skip
+    return model.eval()

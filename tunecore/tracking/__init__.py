@@ -1,0 +1,1 @@
+"""Where metrics go: metrics.jsonl, the terminal, TensorBoard, and the report a run leaves behind."""

@@ -1,0 +1,126 @@
+"""metrics.jsonl: one JSON object a logged row, so that any tool can follow a run, and the report be drawn from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunecore.errors import ConfigError, TrainingError
+from tunecore.tracking.values import plain
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class JsonlOptions:
+    """Options of the ``jsonl`` tracker."""
+
+    file: str = METRICS_FILE
+    """Name of the file inside the run's folder."""
+
+    def __post_init__(self) -> None:
+        if self.file in ("", "..") or Path(self.file).name != self.file:
+            raise ConfigError(f"tracker jsonl: file is {self.file!r}; it must be a plain file name")
+
+
+def parse_row(line: str) -> dict[str, Any] | None:
+    """Read one line; None where it is not an object with an integer ``step`` (a torn write)."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return row
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read all rows of a metrics file; [] where there is none. A line that cannot be read is named in a warning."""
+    if not path.exists():
+        return []
+    rows = []
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            row = parse_row(line)
+            if row is not None:
+                rows.append(row)
+            elif line.strip():
+                warnings.warn(f"{path}:{number}: not a row of metrics, left out (was the run killed?)", stacklevel=2)
+    return rows
+
+
+def cut_after(path: Path, step: int) -> int:
+    """Keep the rows up to ``step`` only, and return how many lines went.
+
+    A run that was killed has rows beyond its newest checkpoint, and perhaps a torn last line. The resumed run
+    makes those steps again. At step 0 nothing is kept: the run begins anew. The file is replaced in one rename.
+    """
+    if not path.exists():
+        return 0
+    kept, cut = [], 0
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            row = parse_row(line)
+            if row is not None and row["step"] <= step and step > 0:
+                kept.append(line if line.endswith("\n") else line + "\n")
+            else:
+                cut += 1
+    if cut:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(temporary, "w", encoding="utf-8") as out:
+            out.writelines(kept)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    return cut
+
+
+class JsonlTracker:
+    """Append every logged row to ``metrics.jsonl`` in the run's folder.
+
+    A row holds ``step``, ``epoch``, ``time`` (seconds since 1970) and all metrics as given. Rows are flushed one by
+    one, so a killed process loses none; they reach the disk for certain when the run ends.
+    """
+
+    def __init__(self, options: JsonlOptions | None = None) -> None:
+        self.options = options or JsonlOptions()
+        self._file: TextIO | None = None
+        self._steps_per_epoch = 0
+
+    def start(self, run: Any) -> None:
+        """Open the file for appending, rows beyond the step the run starts from cut off."""
+        path = Path(run.output_dir) / self.options.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_after(path, int(run.step))
+        self._steps_per_epoch = int(run.steps_per_epoch)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in end)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write one row.
+
+        Raises:
+            TrainingError: the tracker was not started.
+        """
+        if self._file is None:
+            raise TrainingError("the jsonl tracker logs before it was started", hint="Call start(run) first.")
+        row: dict[str, Any] = {"step": int(step)}
+        if "epoch" not in metrics and self._steps_per_epoch > 0:
+            row["epoch"] = round(step / self._steps_per_epoch, 4)
+        row["time"] = round(time.time(), 3)
+        row.update((str(k), plain(v)) for k, v in metrics.items() if k != "step")
+        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def end(self, run: Any, error: BaseException | None) -> None:
+        """Bring the rows to the disk and close."""
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None

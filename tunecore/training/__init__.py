@@ -1,0 +1,1 @@
+"""The training loop, from a step's batches to a changed model: unit, run, step, loop, optimizer, state, ranks."""

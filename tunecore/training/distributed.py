@@ -1,0 +1,166 @@
+"""Ranks: who computes what, and the few sums they share. One process is a rank of its own, and pays nothing.
+
+Started by torchrun, whose environment says how many there are: gloo between CPUs, NCCL between GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tunecore.errors import ConfigError
+
+BUCKET_BYTES = 25 * 2**20
+"""Gradients travel in buckets of about this size: large enough for bandwidth, small enough to overlap copies."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, as seen by one of them."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes."""
+        return self.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum numbers over ranks, in float64 (whole numbers are exact up to 2**53)."""
+        if self.world_size == 1 or not values:
+            return list(values)
+        # NCCL sums on the GPU; float64 everywhere keeps token counts exact.
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def sum_ints(self, values: Sequence[int]) -> list[int]:
+        """Sum whole numbers over ranks."""
+        return [int(v) for v in self.sum(values)]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; the same answer on all."""
+        return self.sum([1.0 if flag else 0.0])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON-serialisable value, by rank. As JSON text: nothing is unpickled."""
+        if self.world_size == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        sizes = [0] * self.world_size
+        sizes[self.rank] = len(data)
+        sizes = self.sum_ints(sizes)
+        mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.empty_like(mine) for _ in sizes]
+        dist.all_gather(parts, mine)
+        return [json.loads(bytes(p[:n].tolist())) for p, n in zip(parts, sizes, strict=True)]
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Sum gradients over ranks in place, in buckets of one dtype; all ranks give the same shapes in one order."""
+        if self.world_size == 1 or not gradients:
+            return
+        pending = []
+        for bucket in _buckets(gradients):
+            flat = torch.cat([g.reshape(-1) for g in bucket])
+            pending.append((dist.all_reduce(flat, async_op=True), flat, bucket))
+        for work, flat, bucket in pending:
+            work.wait()
+            parts = flat.split([g.numel() for g in bucket])
+            torch._foreach_copy_(list(bucket), [p.view_as(g) for p, g in zip(parts, bucket, strict=True)])
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (size >= BUCKET_BYTES or bucket[0].dtype != gradient.dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.numel() * gradient.element_size()
+    if bucket:
+        yield bucket
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Map ``training.device`` to a device: "auto" is the local rank's GPU where there is one.
+
+    Raises:
+        ConfigError: an unknown device, or CUDA is asked for and torch sees none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if name != "cuda" and not name.startswith("cuda:"):
+        raise ConfigError(f"training.device is {name!r}; it must be auto, cpu or cuda")
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "training.device is 'cuda', but torch sees no CUDA device",
+            hint="Set training.device: cpu, or install a CUDA build of torch (`tunecore doctor` shows what is there).",
+        )
+    return torch.device(name if ":" in name else f"cuda:{local_rank % torch.cuda.device_count()}")
+
+
+def set_threads(threads: int | None, local_size: int) -> int:
+    """Set torch's CPU threads for this rank and return their number.
+
+    None keeps torch's own choice in a single process, and shares the cores between the ranks of a machine
+    (torchrun's default of one thread each would leave most of it idle).
+    """
+    if threads is None and local_size > 1:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = max(1, cores // local_size)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+@contextmanager
+def open_ranks(device: str = "auto", threads: int | None = None) -> Iterator[Ranks]:
+    """Join the ranks torchrun started, or be the only one; leave them at the end.
+
+    Args:
+        device: ``training.device``.
+        threads: ``training.threads``.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    environ = os.environ
+    world_size = int(environ.get("WORLD_SIZE", "1")) if "RANK" in environ else 1
+    local_rank = int(environ.get("LOCAL_RANK", "0")) if world_size > 1 else 0
+    local_size = int(environ.get("LOCAL_WORLD_SIZE", "1")) if world_size > 1 else 1
+    where = choose_device(device, local_rank)
+    set_threads(threads, local_size)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)
+    if world_size == 1:
+        yield Ranks(device=where)
+        return
+    started = not dist.is_initialized()
+    if started:
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, where)
+    finally:
+        if started:
+            dist.destroy_process_group()

@@ -1,0 +1,204 @@
+"""One optimizer step, as a straight line: count, forward, backward, share, check, clip, step.
+
+The counts N_i of every loss are summed over micro-batches and ranks before any gradient is made; each micro-batch
+then runs one backward on sum_i weight_i * total_i / N_i. So how a step's rows are split over micro-batches and ranks
+never changes the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tunecore.data.streams import PhiloxStream, derive_key
+from tunecore.errors import TrainingError
+from tunecore.training.run import Run
+from tunecore.types import LossSum, PackedBatch
+
+if TYPE_CHECKING:
+    from tunecore.data.loader import StepBatches
+
+_NAMED_ROWS = 20
+"""Most row ids an error message lists."""
+
+
+def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
+    """Make step ``run.step`` and return its metrics, of all ranks.
+
+    Every rank calls this for every step, also with no micro-batches.
+
+    Returns:
+        ``loss`` (the weighted sum), ``loss/<name>`` (mean over targets), ``accuracy/<name>``, ``grad_norm`` (before
+        clipping), ``learning_rate``, ``tokens`` (useful ones), ``time/<phase>`` in seconds, and ``skipped`` where the
+        step was left out. A loss without targets in this step is not among them.
+
+    Raises:
+        TrainingError: a loss or the gradient is not finite and ``training.on_nonfinite`` is "raise", or a task's
+            count is not what its batch announced.
+    """
+    clock, tally, micro_batches = Clock(), Tally(run), batches.micro_batches
+    *counts, tokens = run.ranks.sum_ints(_announced(run, micro_batches))
+    targets = dict(zip(run.unit.losses, counts, strict=True))
+    for index, batch in enumerate(micro_batches):
+        batch, stream = _seeded(run, batch, index)
+        run.hooks.tunecore_batch_ready(run=run, batch=batch)
+        losses = run.unit(batch, stream)
+        tally.add(batch, losses)
+        clock.lap("forward")
+        parts = [run.unit.weights[name] / targets[name] * loss.total for name, loss in losses.items()]
+        if any(part.requires_grad for part in parts):
+            torch.stack(parts).sum().backward()
+        clock.lap("backward")
+    share_gradients(run)
+    metrics = tally.means(targets)
+    metrics["grad_norm"] = norm = run.optimizer.grad_norm()
+    clock.lap("reduce")
+    problem = tally.problem or _gradient_problem(run, norm, batches)
+    if problem is None:
+        if _is_implemented(run.hooks, "tunecore_before_optimizer_step"):
+            run.hooks.tunecore_before_optimizer_step(run=run)
+            norm = run.optimizer.grad_norm()  # a hook may have changed the gradients
+        run.optimizer.clip(norm, run.config.training.max_grad_norm)
+        run.optimizer.step(run.schedule(run.step, run.total_steps))
+    else:
+        _leave_out(run, problem)
+        metrics["skipped"] = 1.0
+    metrics["learning_rate"] = run.optimizer.learning_rate * run.schedule(run.step, run.total_steps)
+    metrics["tokens"] = tokens
+    run.step += 1
+    run.counters.tokens += tokens
+    run.replan()
+    clock.lap("optimizer")
+    metrics.update(clock.phases)
+    run.hooks.tunecore_step_end(run=run, metrics=metrics)
+    return metrics
+
+
+class Clock:
+    """Seconds by phase; on a GPU a phase is as long as handing out its work takes."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Count the time since the last lap to ``phase``."""
+        now = time.perf_counter()
+        self.phases[f"time/{phase}"] = self.phases.get(f"time/{phase}", 0.0) + now - self._last
+        self._last = now
+
+
+class Tally:
+    """The losses of a step: summed on the device, read once at its end."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._seen: list[tuple[str, PackedBatch, Tensor, Tensor | None]] = []
+        self.problem: str | None = None
+        """What is not finite, named, once :meth:`means` was called; the same on every rank."""
+
+    def add(self, batch: PackedBatch, losses: dict[str, LossSum]) -> None:
+        """Remember the losses of one micro-batch."""
+        for name, loss in losses.items():
+            self._seen.append((name, batch, loss.total.detach(), loss.num_correct))
+
+    def means(self, targets: dict[str, int]) -> dict[str, float]:
+        """Losses and accuracies over all ranks, by the counts of the step."""
+        none = torch.zeros((), device=self._run.device)
+        parts = [torch.stack([t.double(), (none if c is None else c).double()]) for _, _, t, c in self._seen]
+        values = torch.stack(parts).tolist() if parts else []
+        totals = {name: [0.0, 0.0, 0.0] for name in targets}  # sum, correct, whether correct has a meaning
+        found = []
+        for (name, batch, _, correct), (total, right) in zip(self._seen, values, strict=True):
+            totals[name][0] += total
+            totals[name][1] += right
+            totals[name][2] += float(correct is not None)
+            if not math.isfinite(total):
+                found.append(f"loss {name!r} is {total} on rows {_rows(batch.row_ids)}")
+        flat = self._run.ranks.sum([v for entry in totals.values() for v in entry])
+        metrics = {}
+        loss = 0.0
+        for i, (name, count) in enumerate(targets.items()):
+            total, right, has_meaning = flat[3 * i : 3 * i + 3]
+            if count:
+                metrics[f"loss/{name}"] = total / count
+                loss += self._run.unit.weights[name] * total / count
+                if has_meaning:
+                    metrics[f"accuracy/{name}"] = right / count
+        if not all(math.isfinite(v) for v in flat):
+            self.problem = "; ".join(part for rank in self._run.ranks.gather(found) for part in rank)
+        return {"loss": loss, **metrics} if metrics else {}
+
+
+def share_gradients(run: Run) -> None:
+    """Sum gradients over ranks. One that only some ranks have is 0 on the others; one no rank has stays away."""
+    if run.world_size == 1:
+        return
+    optimizer = run.optimizer
+    gradients = optimizer.gradients()
+    present = run.ranks.sum([float(g is not None) for g in gradients.values()])
+    shared = []
+    for (name, gradient), ranks_with_it in zip(gradients.items(), present, strict=True):
+        if not ranks_with_it:
+            continue
+        if gradient is None:
+            gradient = torch.zeros_like(optimizer.masters[name])
+            optimizer.set_gradient(name, gradient)
+        shared.append(gradient)
+    run.ranks.sum_gradients(shared)
+
+
+def _announced(run: Run, micro_batches: list[PackedBatch]) -> list[int]:
+    """Targets of each loss in this rank's part of the step, then its useful tokens."""
+    counts = [sum(b.num_targets.get(name, 0) for b in micro_batches) for name in run.unit.losses]
+    return [*counts, sum(b.num_tokens for b in micro_batches)]
+
+
+def _seeded(run: Run, batch: PackedBatch, index: int) -> tuple[PackedBatch, PhiloxStream]:
+    """Put the batch on the device and make all its randomness a function of (seed, step, micro-batch, rank)."""
+    ids = (run.step, index, run.rank)
+    key = derive_key(run.seed, *ids)
+    torch.manual_seed(key)  # transformers' own dropout
+    batch = batch.to(run.device)
+    layout = batch.layout._replace(rng_key=torch.tensor(key, device=run.device))
+    return replace(batch, layout=layout), PhiloxStream(run.seed, *ids, purpose="loss")
+
+
+def _gradient_problem(run: Run, norm: float, batches: StepBatches) -> str | None:
+    if math.isfinite(norm):
+        return None
+    names = [n for n, g in run.optimizer.gradients().items() if g is not None and not bool(g.isfinite().all())]
+    rows = _rows([row for rank in run.ranks.gather(list(batches.row_ids)) for row in rank])
+    what = f"of {names[0]!r} and {len(names) - 1} more parameters" if names else "norm, though no single gradient,"
+    return f"the gradient {what} is not finite (losses: {', '.join(run.unit.losses)}; rows {rows})"
+
+
+def _leave_out(run: Run, problem: str) -> None:
+    """Forget the step's gradients, by policy loudly or as an error; no NaN reaches a weight."""
+    run.optimizer.zero_grad()
+    message = f"step {run.step + 1}: {problem}"
+    if run.config.training.on_nonfinite == "raise":
+        raise TrainingError(
+            message,
+            hint="Look at these rows, or lower the learning rate; training.on_nonfinite: skip leaves such steps out.",
+        )
+    run.counters.skipped_steps += 1
+    if run.ranks.is_main:
+        warnings.warn(f"{message}; the step is left out", stacklevel=3)
+
+
+def _rows(row_ids: Any) -> str:
+    rows = list(dict.fromkeys(row_ids))
+    listed = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
+    return listed if len(rows) <= _NAMED_ROWS else f"{listed} and {len(rows) - _NAMED_ROWS} more"
+
+
+def _is_implemented(hooks: Any, name: str) -> bool:
+    implementations = getattr(getattr(hooks, name), "get_hookimpls", None)
+    return implementations is None or bool(implementations())

@@ -1,0 +1,166 @@
+"""The one module that is trained: a model with its tasks, from a packed batch to named loss sums.
+
+Shape letters: T tokens in the batch, B sequences in the batch, E hidden width.
+Nothing calls a submodule of :class:`TrainUnit` around it while training: what is wrapped later (sharded, compiled) is
+the unit, and a call around the wrapper would leave ranks with different gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tunecore.errors import ConfigError, TrainingError, unknown_name
+from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
+
+TASK_PREFIX = "tasks."
+"""Parameters of a task's own module are named ``tasks.<task>.<name>``; the model's keep the names the model gives."""
+
+
+class Task(NamedTuple):
+    """One objective or head, with its own parameters and its weight in the sum of losses."""
+
+    name: str
+    component: Objective | Head
+    module: nn.Module | None
+    weight: float
+
+
+class ForwardPass:
+    """One forward of a batch, shared by all tasks of its view (a :class:`tunecore.types.Forward`)."""
+
+    def __init__(self, model: PreTrainedModel, family: Family, batch: PackedBatch) -> None:
+        self.model = model
+        self.family = family
+        self.batch = batch
+        self._hidden: Tensor | None = None
+
+    def hidden(self) -> Tensor:
+        """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
+        if self._hidden is None:
+            batch = self.batch
+            inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+            if self.family.token_types:
+                # Given even where all are 0: the model's own default is a table no longer than one sequence.
+                types = batch.token_type_ids
+                inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
+            output = self.family.backbone(self.model)(**inputs, packed=batch.layout, use_cache=False)
+            self._hidden = output.last_hidden_state[0]
+        return self._hidden
+
+    def sequence_rows(self) -> Tensor:
+        """The row each sequence is read from, first or last token by family: [B, E], the filler left out."""
+        count = self.batch.num_sequences
+        ends = self.batch.layout.cu_seqlens
+        rows = ends[:count] if self.family.sequence_row == "first" else ends[1 : count + 1] - 1
+        return self.hidden().index_select(0, rows.long())
+
+
+class TrainUnit(nn.Module):
+    """A model and its tasks; its forward maps a packed batch to the sums of every named loss.
+
+    Args:
+        model: the transformers model.
+        family: what differs for its ``model_type``.
+        tasks: objectives, or one head, in the order their losses are reported.
+
+    Raises:
+        ConfigError: two tasks have one name or one loss name.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, tasks: Sequence[Task]) -> None:
+        super().__init__()
+        self.model = model
+        self.family = family
+        self.tasks = tuple(tasks)
+        self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
+        self.weights: dict[str, float] = {}
+        """Loss name -> weight of its task."""
+        for task in self.tasks:
+            for name in task.component.losses:
+                if name in self.weights:
+                    raise ConfigError(f"two tasks name a loss {name!r}; the second is {task.name!r}")
+                self.weights[name] = float(task.weight)
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of all losses, in task order."""
+        return tuple(self.weights)
+
+    def parameters_by_name(self) -> dict[str, nn.Parameter]:
+        """Every parameter once: the model's under its own names, a task module's as ``tasks.<task>.<name>``."""
+        named = dict(self.model.named_parameters())
+        seen = {id(p) for p in named.values()}
+        for name, parameter in self.task_modules.named_parameters(prefix=TASK_PREFIX.rstrip(".")):
+            if id(parameter) not in seen:  # shared with the model (a generator's embeddings)
+                named[name] = parameter
+        return named
+
+    def forward(self, batch: PackedBatch, stream: Stream | None = None) -> dict[str, LossSum]:
+        """Return the losses of every task that has targets in ``batch``.
+
+        Args:
+            batch: one micro-batch.
+            stream: source of random draws for objectives that sample; each task gets a child of its own.
+
+        Raises:
+            TrainingError: a task returns an unknown loss, leaves one out, or its count is not what the batch
+                announced; the task is named.
+        """
+        return self._losses(ForwardPass(self.model, self.family, batch), stream)
+
+    def predict(self, batch: PackedBatch) -> Any:
+        """Raw outputs of the head for one batch; the first axis is the batch's sequences.
+
+        Raises:
+            ConfigError: no task of this unit predicts.
+        """
+        return self._predict(ForwardPass(self.model, self.family, batch))
+
+    def assess(self, batch: PackedBatch) -> tuple[dict[str, LossSum], Any]:
+        """Losses and the head's raw outputs, of one forward; what evaluation needs."""
+        forward = ForwardPass(self.model, self.family, batch)
+        return self._losses(forward, None), self._predict(forward)
+
+    def _losses(self, forward: ForwardPass, stream: Stream | None) -> dict[str, LossSum]:
+        announced = forward.batch.num_targets
+        for name in announced:
+            if name not in self.weights:
+                raise TrainingError(f"the batch has targets of an {unknown_name('loss', name, self.weights)}")
+        sums: dict[str, LossSum] = {}
+        for task in self.tasks:
+            wanted = {name: announced[name] for name in task.component.losses if announced.get(name)}
+            if not wanted or getattr(task.component, "view", forward.batch.view) != forward.batch.view:
+                continue
+            child = None if stream is None else stream.child(task.name)
+            returned = task.component.loss(forward, task.module, child)
+            sums.update(_checked(task, returned, wanted))
+        return sums
+
+    def _predict(self, forward: ForwardPass) -> Any:
+        for task in self.tasks:
+            if isinstance(task.component, Head):
+                return task.component.predict(forward, task.module)
+        raise ConfigError(f"none of the tasks {', '.join(t.name for t in self.tasks)} is a head, so none predicts")
+
+
+def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:
+    """Hold what a task returns against what the batch announced."""
+    for name in returned:
+        if name not in task.component.losses:
+            raise TrainingError(f"{task.name!r} returned an {unknown_name('loss', name, task.component.losses)}")
+    for name, count in wanted.items():
+        if name not in returned:
+            raise TrainingError(f"{task.name!r} returned no loss {name!r}, though the batch has {count} targets of it")
+    for name, loss in returned.items():
+        if loss.num_targets != wanted.get(name, 0):
+            raise TrainingError(
+                f"{task.name!r} summed loss {name!r} over {loss.num_targets} targets; "
+                f"the batch announced {wanted.get(name, 0)}",
+                hint="The counts divide gradients before they are made, so they must be those of batch.targets.",
+            )
+    return {name: loss for name, loss in returned.items() if loss.num_targets}

@@ -1,0 +1,491 @@
+"""The shared vocabulary: what travels between data, models, objectives, heads and training.
+
+Shape letters: T tokens in the batch, B sequences in the batch, L tokens of one example, N rows with a target,
+E hidden width, V vocabulary, C classes.
+This module imports nothing of tunecore and needs no torch at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+IntArray = NDArray[np.int64]
+Level = Literal["token", "sequence"]
+
+
+class PackedLayout(NamedTuple):
+    """Where the sequences of a packed row lie; reaches every attention module as the kwarg ``packed``.
+
+    ``cu_seqlens`` is int32 [B+1], ``max_seqlen`` its largest difference. The decoder's fields are None for
+    models of one stack. ``rng_key`` is an int64 scalar tensor (None: no dropout) and ``row_ids`` int64 [B]:
+    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    decoder_cu_seqlens: Tensor | None = None
+    decoder_max_seqlen: int = 0
+    rng_key: Tensor | None = None
+    row_ids: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What one loss asks of one example.
+
+    ``index`` is int64 [N]: token positions inside the example (level "token"), or zeros (level "sequence":
+    the whole example). ``labels`` is int64 [N] (class or token ids) or float32 [N] / [N, C].
+    """
+
+    index: IntArray
+    labels: NDArray[Any]
+    level: Level = "token"
+
+    @classmethod
+    def of_sequence(cls, label: int | float | Sequence[float]) -> Targets:
+        """One label for the whole example: an int class, a float value or a list of C floats."""
+        labels = np.asarray([label], dtype=np.int64 if isinstance(label, int) else np.float32)
+        return cls(np.zeros(1, dtype=np.int64), labels, "sequence")
+
+    def __len__(self) -> int:
+        return int(self.index.shape[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence, ready to be packed. A pure function of (data, seed, epoch, row id)."""
+
+    row_id: int
+    """The row this example was made from; rows split into several examples share it."""
+    input_ids: IntArray
+    """int64 [L], special tokens included, L from 1 to the model's maximum."""
+    token_type_ids: IntArray | None = None
+    """int64 [L] segment ids, for families that have them."""
+    targets: Mapping[str, Targets] = field(default_factory=dict)
+    """Named loss -> its targets. The count of each is fixed by the data, before any gradient."""
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Token-aligned columns [L] for corruption: ``special`` (bool: never touched), ``word_starts`` (bool) ..."""
+    group: int = -1
+    """Examples with one non-negative group (choices of a question) never part in packing."""
+
+    def __len__(self) -> int:
+        return int(self.input_ids.shape[0])
+
+    @property
+    def num_targets(self) -> dict[str, int]:
+        return {name: len(t) for name, t in self.targets.items()}
+
+
+class BatchTargets(NamedTuple):
+    """The targets of one loss in a packed batch: ``index`` int64 [N] rows of hidden [T, E] (level "token") or
+    sequence numbers (level "sequence"); ``labels`` [N] or [N, C].
+    """
+
+    index: Tensor  # type: ignore[assignment]  # shadows tuple.index, which nobody calls on a record
+    labels: Tensor
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """One micro-batch: B sequences laid end to end in a row of T tokens, never padded between.
+
+    A last filler sequence without targets may round T up to a multiple of 8: it has row id -1, is not
+    counted in ``num_tokens`` and is not one of the ``num_sequences``.
+    """
+
+    input_ids: Tensor
+    """int64 [1, T]."""
+    position_ids: Tensor
+    """int64 [1, T], restarting per sequence at the family's own offset."""
+    token_type_ids: Tensor | None
+    """int64 [1, T] or None."""
+    layout: PackedLayout
+    row_ids: tuple[int, ...]
+    """Row id of each sequence, the filler left out (length ``num_sequences``)."""
+    targets: Mapping[str, BatchTargets]
+    num_tokens: int
+    """Useful tokens: the filler left out."""
+    view: str = "encoder"
+    """The view (kind of forward) this batch is for."""
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def num_targets(self) -> dict[str, int]:
+        return {name: int(t.index.shape[0]) for name, t in self.targets.items()}
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """Return the batch with every tensor on ``device``."""
+        from dataclasses import replace
+
+        def move(x: Any) -> Any:
+            return x if x is None or isinstance(x, int | str) else x.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            token_type_ids=move(self.token_type_ids),
+            layout=PackedLayout(*(move(x) for x in self.layout)),
+            targets={k: BatchTargets(*(move(x) for x in t)) for k, t in self.targets.items()},
+        )
+
+
+class LossSum(NamedTuple):
+    """A loss as a sum over targets, with its count: the trainer divides once, over accumulation and ranks."""
+
+    total: Tensor
+    """Scalar, summed over targets; differentiable."""
+    num_targets: int
+    """How many targets were summed; must equal what the batch announced."""
+    num_correct: Tensor | None = None
+    """Scalar count of targets whose most likely class is the label, where that has a meaning."""
+
+
+class Forward(Protocol):
+    """One forward of a batch, shared by all objectives of its view."""
+
+    batch: PackedBatch
+    model: PreTrainedModel
+    family: Family
+
+    def hidden(self) -> Tensor:
+        """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
+        ...
+
+    def sequence_rows(self) -> Tensor:
+        """The row each sequence is read from (first or last token by family): [num_sequences, E]."""
+        ...
+
+
+class Stream(Protocol):
+    """Random draws that are a pure function of (seed, epoch, row id, purpose)."""
+
+    def uniform(self, n: int) -> NDArray[np.float64]:
+        """``n`` draws from [0, 1)."""
+        ...
+
+    def integers(self, low: int, high: int, n: int) -> IntArray:
+        """``n`` draws from low, ..., high - 1."""
+        ...
+
+    def permutation(self, n: int) -> IntArray:
+        """0, ..., n - 1 in random order."""
+        ...
+
+    def child(self, purpose: str) -> Stream:
+        """An independent stream for a named purpose."""
+        ...
+
+
+class CorpusView(Protocol):
+    """What an objective may read of the tokenised corpus.
+
+    A row is a chunk of one document for unit "document", or of whole sentences for "sentence" and "pair"; its
+    length leaves room for the special tokens.
+    """
+
+    vocab_size: int
+    cls_id: int | None
+    sep_id: int | None
+    mask_id: int | None
+    pad_id: int
+    bos_id: int | None
+    eos_id: int | None
+    max_length: int
+    """Longest example in tokens, special tokens included."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def __getitem__(self, row_id: int) -> Chunk:
+        ...
+
+    def add_special(self, first: Chunk, second: Chunk | None = None) -> Example:
+        """Lay out one or two chunks as the family does ([CLS] a [SEP] b [SEP]); columns and segments included."""
+        ...
+
+
+class Chunk(NamedTuple):
+    """A stretch of one document: ids [L], token-aligned columns [L], and where it comes from."""
+
+    row_id: int
+    document: int
+    start: int
+    ids: IntArray
+    columns: Mapping[str, NDArray[Any]]
+
+
+class Progress(NamedTuple):
+    """How far a run is; what schedules and strategies depend on."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    total_epochs: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParamPlan:
+    """How one parameter is trained. ``weight_decay`` None leaves the run's rule (none on norms and biases)."""
+
+    trainable: bool = True
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a head says of one row."""
+
+    label: Any
+    """The decoded answer: a label name, a value, a text."""
+    score: float | None = None
+    """Probability of ``label`` where that has a meaning."""
+    scores: Mapping[str, float] | None = None
+    """Probability of every label."""
+    row_id: int = -1
+
+
+class Layers(NamedTuple):
+    """Parameter-name prefixes from the input up: what strategies count.
+
+    Each ends with a dot (``bert.encoder.layer.1.``), so ``name.startswith(prefix)`` is exact. Names are those of
+    ``model.named_parameters()``: a tied output matrix is one with the embeddings.
+    """
+
+    embeddings: tuple[str, ...]
+    blocks: tuple[tuple[str, ...], ...]
+    heads: tuple[str, ...]
+
+
+class Record(NamedTuple):
+    """One row of a source: its fields, and where it stands for error messages."""
+
+    fields: Mapping[str, Any]
+    file: str
+    row: int
+
+
+@runtime_checkable
+class Family(Protocol):
+    """What differs per transformers ``model_type``. One object a family; no state."""
+
+    model_type: str
+    sequence_row: Literal["first", "last"]
+    """Which token a sequence-level head reads."""
+    causal: bool
+    token_types: int
+    """How many segment ids the model knows (0: none)."""
+
+    def backbone(self, model: PreTrainedModel) -> nn.Module:
+        """The submodule that maps packed ids to hidden states, without pooler or head."""
+        ...
+
+    def position_offset(self, model: PreTrainedModel) -> int:
+        """The position id of a sequence's first token (RoBERTa: pad_id + 1)."""
+        ...
+
+    def max_length(self, model: PreTrainedModel) -> int:
+        """Longest sequence the position table serves."""
+        ...
+
+    def pooled(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """The family's pooled representation of sequence rows [B, E] -> [B, E] (identity where it has none)."""
+        ...
+
+    def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The prediction head up to its last product: rows [N, E] -> (hidden [N, E'], weight [V, E'], bias [V])."""
+        ...
+
+    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """The ``...ForSequenceClassification`` head, its pooler and dropout included: rows [B, E] -> logits [B, C].
+
+        ``model`` is of the class ``auto_class({"sequence_classification"})`` gives, else ConfigError.
+        """
+        ...
+
+    def sequence_relationship(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """The next-sentence head of a class that has one: rows [B, E] -> logits [B, 2] (column 0: "is next"), pooler
+        included; None where the class has none.
+        """
+        ...
+
+    def layers(self, model: PreTrainedModel) -> Layers:
+        """Parameter-name prefixes of embeddings, blocks and heads."""
+        ...
+
+    def config_fields(
+        self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
+    ) -> dict[str, Any]:
+        """Fields of the transformers config of a new model: its shape, room for ``max_length`` tokens, special ids."""
+        ...
+
+    def auto_class(self, tasks: frozenset[str]) -> type[PreTrainedModel]:
+        """The transformers class to build and save for a set of tasks: names of objectives, or of one head.
+
+        Of the family's classes, the one with a place for most of the tasks ({masked_lm, next_sentence} ->
+        BertForPreTraining, RobertaForMaskedLM); the backbone class where none has any. What has no place there
+        builds its own module.
+        """
+        ...
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A self-supervised task: corruption and loss together.
+
+    ``Options`` (a frozen dataclass) is given at registration; the factory is called as ``factory(options)``.
+    Optional: ``uses: tuple[str, ...]``, names of tasks whose place in a transformers class it shares (an objective
+    with ``uses = ("masked_lm",)`` gets a model with the vocabulary head).
+    """
+
+    name: str
+    unit: Literal["document", "sentence", "pair"]
+    """What a row of the corpus is. Of the objectives of one view, the most structured unit is taken."""
+    columns: tuple[str, ...]
+    """Boundary columns the corpus must carry: word_starts, sentence_starts."""
+    view: str
+    """Objectives of one view share one forward."""
+    losses: tuple[str, ...]
+    """Names of the losses it returns."""
+
+    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
+        """Own parameters, or None where the model has all that is needed."""
+        ...
+
+    def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
+        """Make the uncorrupted example of a row; own targets that come with it (next sentence) included."""
+        ...
+
+    def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:
+        """Return the example with its inputs changed and this objective's named targets added."""
+        ...
+
+    def loss(self, forward: Forward, module: nn.Module | None, stream: Stream | None) -> Mapping[str, LossSum]:
+        """The named losses of this forward."""
+        ...
+
+
+class Metrics(Protocol):
+    """Streaming metrics, mergeable over ranks."""
+
+    def update(self, raw: Any, batch: PackedBatch) -> None:
+        ...
+
+    def merge(self, others: Sequence[Any]) -> None:
+        """Add the ``state()`` of other ranks."""
+        ...
+
+    def state(self) -> Any:
+        """JSON-serialisable state."""
+        ...
+
+    def compute(self) -> dict[str, Any]:
+        """Scalars, and under "confusion_matrix" / "report" what a report can draw."""
+        ...
+
+
+@runtime_checkable
+class Head(Protocol):
+    """A supervised task, from a data row to a decoded prediction.
+
+    ``Options`` is given at registration; the factory is called as ``factory(options)``.
+    """
+
+    name: str
+    losses: tuple[str, ...]
+    default_metric: str
+    """The metric best checkpoints are chosen by; a leading "-" means lower is better."""
+
+    def prepare(self, records: Sequence[Record]) -> Mapping[str, Any]:
+        """Look at the training rows once (labels, ranges) and return JSON-serialisable facts that are kept
+        in the model's config (``label2id``, ``num_labels`` ...). Raises DataError naming file and row.
+        """
+        ...
+
+    def load(self, facts: Mapping[str, Any]) -> None:
+        """Take the facts of ``prepare`` (of this run, or of a saved model)."""
+        ...
+
+    def examples(
+        self, record: Record, row_id: int, tokenizer: Any, max_length: int, *, labelled: bool
+    ) -> list[Example]:
+        """The examples of one row; each keeps ``row_id``."""
+        ...
+
+    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
+        """Own parameters, or None where the transformers class has the layer."""
+        ...
+
+    def loss(self, forward: Forward, module: nn.Module | None, stream: Stream | None) -> Mapping[str, LossSum]:
+        ...
+
+    def predict(self, forward: Forward, module: nn.Module | None) -> Any:
+        """Raw outputs of one batch (a tensor whose first axis is the batch's sequences)."""
+        ...
+
+    def decode(self, raw: Sequence[Any], record: Record | None, row_id: int) -> Prediction:
+        """Turn all raw outputs of one row into its prediction."""
+        ...
+
+    def metrics(self) -> Metrics:
+        ...
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A way of fine-tuning: which parameters learn, how fast, and when. Strategies compose in a list."""
+
+    name: str
+
+    def prepare(self, model: PreTrainedModel, family: Family) -> PreTrainedModel:
+        """Called once before the optimizer is made; may wrap or change the model."""
+        ...
+
+    def plan(self, plans: Mapping[str, ParamPlan], progress: Progress) -> Mapping[str, ParamPlan]:
+        """Return changed plans by parameter name; called before the first step and after each."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        ...
+
+
+class Source(Protocol):
+    """A reader of one kind of file."""
+
+    suffixes: tuple[str, ...]
+
+    def read(self, path: str) -> Iterator[Record]:
+        """Yield the rows of one file; raises DataError naming file and row."""
+        ...
+
+
+class Tracker(Protocol):
+    """Where metrics go."""
+
+    def start(self, run: Any) -> None:
+        ...
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        ...
+
+    def end(self, run: Any, error: BaseException | None) -> None:
+        ...
