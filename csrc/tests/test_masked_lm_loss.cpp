@@ -3,27 +3,17 @@
 
 #include "../common/cpu/capability.h"
 #include "../masked_lm_loss/masked_lm_loss_cpu.h"
+#include "bf16.h"
 #include "check.h"
 
 using namespace tunecore;
 using tunecore::tests::Numbers;
+using tunecore::tests::from_bf16;
+using tunecore::tests::to_bf16;
 
 namespace {
 
 const Capability kCapabilities[] = {Capability::baseline, Capability::avx2, Capability::avx512};
-
-uint16_t to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-float from_bf16(uint16_t x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 
 struct Problem {
   int64_t rows, vocab;

@@ -1,11 +1,12 @@
-"""Attention over a packed batch: sequences end to end, no padding, one sequence's scores in memory at a time.
+"""Attention over a packed batch: sequences end to end, no padding, no score kept between forward and backward.
 
 Shape letters: T query tokens in the batch, S key tokens, H heads, K kv-heads, D head width, B sequences (in
 ``relative_bias_BH``: buckets).
 
-Every call is served by the PyTorch reference (``ops/reference.py``), one sequence after another, on any device and in
-any dtype; weights are made again in the backward pass, so memory between the two is O(T). There is no compiled kernel
-behind this op yet.
+float32 and bfloat16 on the CPU, D up to 256, run on the compiled kernel: tiles with an online softmax (Dao et al. 2022,
+arXiv 2205.14135), dropout's bits drawn anew in the backward pass, memory O(T), the same bits for any number of threads.
+Everything else (float64, float16, other devices, wider heads, an installation without the compiled core) is served by
+the PyTorch reference of ``ops/reference.py``, one sequence after another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
+from tunecore.ops import _attention_native
 from tunecore.ops.reference import (
     AttentionOptions,
     attention_backward_reference,
@@ -223,6 +225,9 @@ def _forward_op(
         causal, prefix_lens, window, scale, alibi_slopes, dropout_p, rng_key, row_ids, site, relative_bias, buckets
     )
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        core = _attention_native.kernels_for(q)
+        if core is not None:
+            return _attention_native.forward(core, q, k, v, cu_seqlens_q, cu_seqlens_k, options)
         return attention_reference(q, k, v, cu_seqlens_q, cu_seqlens_k, options)
 
 
@@ -260,9 +265,12 @@ def _backward_op(
         causal, prefix_lens, window, scale, alibi_slopes, dropout_p, rng_key, row_ids, site, relative_bias, buckets
     )
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-        dq, dk, dv, dbias = attention_backward_reference(
-            dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, options
-        )
+        core = _attention_native.kernels_for(q)
+        inputs = dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, options
+        if core is not None:
+            dq, dk, dv, dbias = _attention_native.backward(core, *inputs, want_dbias)
+        else:
+            dq, dk, dv, dbias = attention_backward_reference(*inputs)
         return dq, dk, dv, dbias if dbias is not None and want_dbias else lse.new_empty(0)
 
 
