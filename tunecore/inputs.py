@@ -200,6 +200,7 @@ def head_records(
     kept = list(records)
     if not kept:
         raise DataError(f"{', '.join(paths)}: no row can be used: {summary.describe()}")
+    summary.warn()
     return kept, summary
 
 

@@ -27,7 +27,7 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, TunecoreError
 from tunecore.inputs import RunData, pretrain_data, task_records, train_tokenizer_on
-from tunecore.models.loading import enable_gradient_checkpointing, save_model
+from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, save_model
 from tunecore.ops._native import tune_allocator
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
@@ -115,7 +115,9 @@ def prepare_tokenizer(
     if tokenizer is None and config.tokenizer.path is not None:
         tokenizer = load_tokenizer(config.tokenizer.path)
     elif tokenizer is None and config.model.checkpoint is not None:
-        tokenizer = load_tokenizer(resolve_model(config.model.checkpoint))
+        checkpoint = resolve_model(config.model.checkpoint)
+        known_model_type(checkpoint, plugins.registry.names("family"))
+        tokenizer = load_tokenizer(checkpoint)
     elif tokenizer is None and (kept / "tokenizer_config.json").exists():
         return load_tokenizer(kept)
     elif tokenizer is None:

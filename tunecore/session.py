@@ -7,7 +7,6 @@ found again by itself.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +19,10 @@ from tunecore.config import RunConfig
 from tunecore.data.loader import eval_batches
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.tokenizer import load_tokenizer
-from tunecore.errors import CheckpointError, ConfigError, DataError
+from tunecore.errors import ConfigError, DataError
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
-from tunecore.models.loading import build_model, check_vocabulary, load_model, save_model
+from tunecore.models.folder import read_config
+from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
@@ -180,7 +180,8 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     """
     assert config.model.checkpoint is not None
     folder = resolve_model(config.model.checkpoint)
-    saved = _read_config(folder)
+    known_model_type(folder, plugins.registry.names("family"))
+    saved = read_config(folder)
     entry = saved.get(CONFIG_KEY) or {}
     config = with_known_length(_with_saved_tasks(config, entry, saved))
     tokenizer = load_tokenizer(config.tokenizer.path or str(folder))
@@ -204,7 +205,7 @@ def with_known_length(config: RunConfig) -> RunConfig:
     """``config`` with ``data.max_length`` filled in: as given, as the checkpoint was trained, or as it allows."""
     if config.data.max_length is not None or config.model.checkpoint is None:
         return config
-    saved = _read_config(resolve_model(config.model.checkpoint))
+    saved = read_config(resolve_model(config.model.checkpoint))
     entry = saved.get(CONFIG_KEY) or {}
     positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
     # RoBERTa's table has pad_id + 1 rows that no token uses.
@@ -220,16 +221,6 @@ def facts_of_transformers(saved: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     labels = saved.get("id2label") or {}
     return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        read = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(folder / 'config.json')!r} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise CheckpointError(f"{str(folder / 'config.json')!r} is not a JSON object")
-    return read
 
 
 def _with_saved_tasks(config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any]) -> RunConfig:
@@ -280,7 +271,7 @@ def _config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]
 def _record(row: Any, index: int, head: Head) -> Record:
     if isinstance(row, Mapping):
         return Record(row, "<predict>", index)
-    text, pair = (row, None) if isinstance(row, str) else tuple(row)
+    text, pair = row if isinstance(row, tuple | list) and len(row) == 2 else (row, None)
     if not isinstance(text, str):
         raise DataError(f"row {index} to predict is {row!r}; give a str, a (str, str) or a dict")
     options = getattr(head, "options", None)

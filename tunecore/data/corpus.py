@@ -198,12 +198,21 @@ def build_corpus(
         except DataError as error:
             _log.warning("%s It is made again.", error.message)
     read, cleaner = ReadSummary(), Cleaner(cleaning)
-    texts = documents(read_records(files, sources, summary=read, on_bad_row=on_bad_row), text_column,
-                      summary=read, on_bad_row=on_bad_row)
+    records = read_records(files, sources, summary=read, on_bad_row=on_bad_row)
+    texts = documents(records, text_column, summary=read, on_bad_row=on_bad_row)
     cleaned = (text for raw, _ in texts if (text := cleaner.clean(raw)) is not None)
+    _write_corpus(path, _watched(cleaned, files, progress), tokenizer, columns, read, cleaner)
+    read.warn()
+    return Corpus.open(path, tokenizer)
+
+
+def _write_corpus(
+    path: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], read: ReadSummary,
+    cleaner: Cleaner,
+) -> None:
     try:
         with CorpusWriter(path, len(tokenizer), columns) as writer:
-            empty = encode_documents(_watched(cleaned, files, progress), tokenizer, columns, writer)
+            empty = encode_documents(texts, tokenizer, columns, writer)
             counts = {"read": read.as_dict(), "cleaning": cleaner.summary.as_dict(), "without_tokens": empty}
             if writer.num_documents == 0:
                 raise DataError(
@@ -216,7 +225,6 @@ def build_corpus(
         raise DataError(
             f"corpus {str(path)!r}: cannot be written: {error.strerror or error}", hint="Choose another data.cache_dir."
         ) from error
-    return Corpus.open(path, tokenizer)
 
 
 def _cache_key(

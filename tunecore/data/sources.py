@@ -6,6 +6,7 @@ The way to read anything: ``read_records(expand_paths(paths))``, then ``document
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ __all__ = [
 
 OnBadRow = Literal["skip", "raise"]
 _PLACES_KEPT = 5
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,6 +67,11 @@ class ReadSummary:
         line = f"{self.rows} rows of {self.files} files"
         reasons = [f"{n} {reason} (first: {self.places[reason][0]})" for reason, n in sorted(self.skipped.items())]
         return f"{line}; skipped {'; '.join(reasons)}" if reasons else line
+
+    def warn(self) -> None:
+        """One line of the log where rows were left out: a bad row is never silent."""
+        if self.skipped:
+            _log.warning("%s", self.describe())
 
 
 def read_records(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -105,6 +105,23 @@ def build_model(
     return _finish(model)
 
 
+def known_model_type(path: str | Path, families: Iterable[str]) -> str:
+    """The model_type of a folder's config.json, which must be that of a registered family.
+
+    Raises:
+        CheckpointError: the folder has no config.json.
+        ConfigError: no family is registered for it.
+    """
+    folder = Path(path)
+    model_type = str(read_config(folder).get("model_type"))
+    if model_type not in families:
+        raise ConfigError(
+            f"{folder / CONFIG_FILE}: {unknown_name('model_type', model_type, families)}",
+            hint="A plugin can register a family for it (tunecore_register_families).",
+        )
+    return model_type
+
+
 def load_model(
     path: str | Path,
     tasks: frozenset[str],
@@ -133,13 +150,7 @@ def load_model(
     """
     folder = Path(path)
     raw = read_config(folder)
-    model_type = str(raw.get("model_type"))
-    if family_override is None and model_type not in families:
-        raise ConfigError(
-            f"{folder / CONFIG_FILE}: {unknown_name('model_type', model_type, families)}",
-            hint="A plugin can register a family for it (tunecore_register_families).",
-        )
-    family = families[model_type] if family_override is None else family_override
+    family = families[known_model_type(folder, families)] if family_override is None else family_override
     cls = family.auto_class(tasks) if tasks else saved_class(family, raw)
     config = loaded_config(cls, raw, extra_config or {}, folder)
     check_config(family, config, str(folder / CONFIG_FILE))
