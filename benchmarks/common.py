@@ -72,21 +72,27 @@ def timed_rate(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2)
     return tokens / (time.perf_counter() - start)
 
 
+def record(title: str, figures: Mapping[str, Sequence[float]], ours: str, unit: str) -> dict[str, float]:
+    """Append one JSON row a contestant; returns the median of the pairwise ratios ours / theirs of each."""
+    stamp, ratios = datetime.now(UTC).isoformat(timespec="seconds"), {}
+    with open(RESULTS, "a", encoding="utf-8") as file:
+        for name, values in figures.items():
+            ratios[name] = statistics.median(a / b for a, b in zip(figures[ours], values, strict=True))
+            row = {"time": stamp, "benchmark": title, "contestant": name, "unit": unit, "figures": list(values),
+                   "median": statistics.median(values), "ours_over_this": ratios[name], **machine()}
+            file.write(json.dumps(row) + "\n")
+    return ratios
+
+
 def table(title: str, figures: Mapping[str, Sequence[float]], ours: str, unit: str = "useful tokens/s") -> str:
     """Print medians and the median of pairwise ratios ours / theirs; append one JSON row each."""
     lines = [f"{title} ({len(figures[ours])} alternating rounds)", "", f"| | {unit}, median | min | max | ours is |"]
     lines.append("| --- | ---: | ---: | ---: | ---: |")
-    stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    with open(RESULTS, "a", encoding="utf-8") as file:
-        for name, values in figures.items():
-            ratio = statistics.median(a / b for a, b in zip(figures[ours], values, strict=True))
-            shown = "" if name == ours else f"{ratio:.2f}x"
-            lines.append(
-                f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} | {shown} |"
-            )
-            row = {"time": stamp, "benchmark": title, "contestant": name, "unit": unit, "figures": list(values),
-                   "median": statistics.median(values), "ours_over_this": ratio, **machine()}
-            file.write(json.dumps(row) + "\n")
+    for name, ratio in record(title, figures, ours, unit).items():
+        values, shown = figures[name], "" if name == ours else f"{ratio:.2f}x"
+        lines.append(
+            f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} | {shown} |"
+        )
     lines.append("")
     lines.append("; ".join(f"{k}: {v}" for k, v in machine().items()))
     text = "\n".join(lines)

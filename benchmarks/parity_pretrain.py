@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="ours; the peer is fp32")
     args = parser.parse_args()
     shadow = Shadow()
     with tempfile.TemporaryDirectory() as folder:
@@ -72,17 +73,18 @@ def main() -> None:
         engine.pretrain(
             args.text, objectives={"masked_lm": 1.0}, steps=args.steps, batch_size=args.batch_size, learning_rate=5e-4,
             output_dir=folder, cache_dir=args.cache, evaluation={"every": 10 * args.steps, "max_rows": 32},
-            report=False, progress=False, precision="fp32",
+            report=False, progress=False, precision=args.precision,
         )  # fmt: skip
     gaps = [a - b for a, b in zip(shadow.ours, shadow.theirs, strict=True)]
     print(f"| steps | tunecore | transformers | difference (dropout {args.dropout}) |\n| --- | ---: | ---: | ---: |")
     window = max(1, args.steps // 10)
-    for start in range(0, args.steps, window):
+    for start in range(0, len(shadow.ours), window):  # a cut run has fewer steps
         part = slice(start, start + window)
         a, b = statistics.mean(shadow.ours[part]), statistics.mean(shadow.theirs[part])
         print(f"| {start + 1}-{start + len(shadow.ours[part])} | {a:.4f} | {b:.4f} | {a - b:+.5f} |")
     print(f"\nlargest difference at a step {max(map(abs, gaps)):.2e}, mean {statistics.mean(gaps):+.2e}")
-    row = {"benchmark": "parity_pretrain", "dropout": args.dropout, "ours": shadow.ours, "theirs": shadow.theirs}
+    row = {"benchmark": "parity_pretrain", "dropout": args.dropout, "precision": args.precision}
+    row |= {"ours": shadow.ours, "theirs": shadow.theirs}
     with open(Path(RESULTS), "a", encoding="utf-8") as file:
         file.write(json.dumps({**row, **machine()}) + "\n")
 

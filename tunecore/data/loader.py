@@ -133,14 +133,16 @@ class StepLoader:
             # On Linux a fork shares the rows' memory; it is safe because workers stay out of OpenMP.
             multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
-        iterator = iter(loader)
+        iterator: Iterator[Any] | None = None
         while True:
             try:
+                iterator = iter(loader) if iterator is None else iterator
                 item = next(iterator)
             except StopIteration:
                 return
-            except RuntimeError as error:
-                if "worker" not in str(error) or "exited unexpectedly" not in str(error):
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # Which one depends on what the worker was at when it died: torch sees its exit, or a pipe breaks.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
                     f"a data worker process died: {error}",
