@@ -278,3 +278,14 @@ TEST(attention_keeps_nan_visible) {
     for (int64_t t = 0; t < 20; ++t) CHECK(std::isnan(out[size_t(t * c.heads * c.width)]));
   });
 }
+
+TEST(attention_of_many_short_sequences) {
+  std::vector<std::pair<int, int>> lengths;
+  for (int n = 1; n < 60; ++n) lengths.emplace_back(n, n);
+  for (int64_t width : {16, 32, 64, 112}) {
+    Case c(lengths);
+    c.heads = 3, c.kv_heads = 3, c.width = width;
+    c.p.drop_below = 6554;
+    for_each_variant([&](const AttentionKernels& kernels) { compare<uint16_t>(c, kernels); });
+  }
+}
