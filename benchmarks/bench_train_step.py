@@ -1,9 +1,10 @@
 """Training step: tunecore against transformers' eager step, in turn, on the same masked rows.
 
 Sequences of 32 to 128 tokens, dropout 0.1, one optimizer step a round (forward, backward, clipping, AdamW). The peers
-get the same rows padded to the longest of the batch: fp32 and bf16 autocast, eager and sdpa attention. The limit is
-GEMM FLOPs of the useful tokens (head at target rows only, attention included) over the fp32 or bf16 GEMM peak
-measured in the same run.
+get the same rows padded to the longest of the batch: fp32 and bf16 autocast, eager and sdpa attention. Each peer lives
+in a process of its own, with the memory allocator as it comes, and "tuned": with freed memory kept, as tunecore sets
+it. The limit is GEMM FLOPs of the useful tokens (head at target rows only, attention included) over the fp32 or bf16
+GEMM peak measured in the same run.
 
     python benchmarks/bench_train_step.py [--model base|mini] [--pairs 5] [--precision auto|fp32|bf16]
 """
@@ -11,15 +12,18 @@ measured in the same run.
 from __future__ import annotations
 
 import argparse
-import copy
+import multiprocessing
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
 from common import alternate, table, timed_rate
 from peer import PeerStep, padded
 from torch import nn
+from transformers import PreTrainedModel
 
 from tunecore.config import ModelConfig, PluginsConfig, RunConfig, TrainingConfig
 from tunecore.data.loader import StepBatches
@@ -74,6 +78,45 @@ def step_flops(model: nn.Module, rows: list[Example]) -> float:
     return 6 * (tokens * layers * per_layer + layers * attention + targets * (width * width + width * VOCABULARY))
 
 
+def build(size: str) -> PreTrainedModel:
+    return build_model(
+        FAMILIES["bert"], frozenset({"masked_lm"}), size=size, vocab_size=VOCABULARY, max_length=128, seed=0
+    )
+
+
+def serve_peer(connection: Connection, name: str, size: str, threads: int, seconds: float) -> None:
+    """A peer's process: one figure for every message."""
+    torch.set_num_threads(threads)
+    attention, dtype, *tuned = name.split()
+    if tuned:
+        tune_allocator()
+    rows, model = examples(SEQUENCES[size], seed=0), build(size)
+    model.set_attn_implementation(attention)
+    step = PeerStep(model, 1e-4, autocast=dtype == "bf16")
+    batch = padded(pack(rows, max_tokens=1 << 20, position_offset=0, pad_id=0), 0)
+    useful = sum(len(row) for row in rows)
+
+    def once() -> int:
+        step(batch)
+        return useful
+
+    while connection.recv():
+        connection.send(timed_rate(once, seconds, 1))
+
+
+def start_peer(name: str, size: str, threads: int, seconds: float) -> Callable[[], float]:
+    """A contestant that runs in a process of its own; it sleeps while it is not its turn."""
+    ours, theirs = multiprocessing.get_context("spawn").Pipe()
+    arguments = (theirs, name, size, threads, seconds)
+    multiprocessing.get_context("spawn").Process(target=serve_peer, args=arguments, daemon=True).start()
+
+    def turn() -> float:
+        ours.send(True)
+        return ours.recv()
+
+    return turn
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=tuple(SEQUENCES), default="mini")
@@ -81,35 +124,20 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--seconds", type=float, default=3.0, help="least time of one contestant's turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peers", default="eager fp32,sdpa fp32,eager bf16", help="comma-separated")
+    parser.add_argument("--peers", default="sdpa fp32,eager bf16,sdpa bf16,eager bf16 tuned", help="comma-separated")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    tune_allocator()  # the peers run under it as well
+    tune_allocator()
     rows = examples(SEQUENCES[args.model], seed=0)
     useful = sum(len(row) for row in rows)
     family, plugins = FAMILIES["bert"], load_plugins(PluginsConfig(load=False))
-    model = build_model(family, frozenset({"masked_lm"}), size=args.model, vocab_size=VOCABULARY, max_length=128)
-
-    def peer(attention: str, autocast: bool):
-        other = copy.deepcopy(model)
-        other.set_attn_implementation(attention)
-        step, batch = PeerStep(other, 1e-4, autocast=autocast), None
-        batches = pack(rows, max_tokens=1 << 20, position_offset=0, pad_id=0)
-        batch = padded(batches, 0)
-
-        def once() -> int:
-            step(batch)
-            return useful
-
-        return lambda: timed_rate(once, args.seconds, 1)
-
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             output_dir=folder, model=ModelConfig(family="bert"), objectives={"masked_lm": 1.0},
             training=TrainingConfig(steps=10**6, learning_rate=1e-4, precision=args.precision),
         )  # fmt: skip
         objective = plugins.registry.create("objective", "masked_lm")
-        unit = TrainUnit(copy.deepcopy(model), family, [Task("masked_lm", objective, None, 1.0)])
+        unit = TrainUnit(build(args.model), family, [Task("masked_lm", objective, None, 1.0)])
         run = make_run(config, unit, tokenizer=None, registry=plugins.registry, hooks=plugins.hooks,
                        total_steps=10**6, steps_per_epoch=10**6)  # fmt: skip
         unit.train()
@@ -121,11 +149,10 @@ def main() -> None:
 
         contestants = {f"tunecore {args.precision}": lambda: timed_rate(once, args.seconds, 1)}
         for name in filter(None, args.peers.split(",")):
-            attention, dtype = name.split()
-            contestants[f"transformers {name}"] = peer(attention, dtype == "bf16")
+            contestants[f"transformers {name}"] = start_peer(name, args.model, args.threads, args.seconds)
         figures = alternate(contestants, args.pairs)
     dtype = weight_dtype(args.precision, torch.device("cpu"))
-    limit = gemm_peak(dtype) / step_flops(model, rows) * useful
+    limit = gemm_peak(dtype) / step_flops(unit.model, rows) * useful
     table(f"BERT-{args.model} training step, {len(rows)} sequences, {useful} useful tokens", figures,
           f"tunecore {args.precision}")  # fmt: skip
     share = np.median(figures[f"tunecore {args.precision}"]) / limit

@@ -4,6 +4,7 @@
 namespace tunecore {
 
 void def_attention(pybind11::module_& m);
+void def_dropout(pybind11::module_& m);
 void def_masked_lm_loss(pybind11::module_& m);
 
 }  // namespace tunecore
@@ -12,5 +13,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of tunecore: tensors cross as DLPack capsules, no torch inside.";
   tunecore::def_common(m);
   tunecore::def_attention(m);
+  tunecore::def_dropout(m);
   tunecore::def_masked_lm_loss(m);
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunecore.ops.attention import DropoutKey, attention
+from tunecore.ops.dropout import dropout
 from tunecore.ops.masked_lm_loss import masked_lm_loss
 
-__all__ = ["DropoutKey", "attention", "masked_lm_loss"]
+__all__ = ["DropoutKey", "attention", "dropout", "masked_lm_loss"]

@@ -69,6 +69,23 @@ def dropout_threshold(p: float) -> int:
     return round(p * 65536)
 
 
+def dropout_reference(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
+    """Dropout of ``x`` by counter.
+
+    Element n, in row-major order, has the key words (low(key) ^ site * 0x9E3779B9, high(key)) and the counter words
+    (n // 8 mod 2**32, n // 2**35, 2**32 - 1, 0); of the eight 16-bit lanes, low halves first, lane n % 8 is its own.
+    """
+    threshold = dropout_threshold(p)
+    words = (key & _MASK32) ^ (site * 0x9E3779B9 & _MASK32), key >> 32 & _MASK32
+    block = torch.arange(-(-x.numel() // 8), device=x.device)
+    drawn = torch.stack(philox4x32(words, (block & _MASK32, block >> 32, torch.tensor(_MASK32), key * 0)), dim=-1)
+    lanes = torch.stack((drawn & 0xFFFF, drawn >> 16), dim=-1)
+    keep = (lanes.flatten()[: x.numel()] >= threshold).view(x.shape)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    scaled = x.to(wide) * torch.tensor(65536 / (65536 - threshold), dtype=wide, device=x.device)
+    return torch.where(keep, scaled, 0.0).to(x.dtype).contiguous()
+
+
 def attention_keep(
     key: Tensor, row_id: Tensor, site: int, heads: int, queries: int, keys: int, threshold: int
 ) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError, TrainingError, unknown_name
+from tunecore.models.fused import swap_dropout
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
 TASK_PREFIX = "tasks."
@@ -78,6 +79,7 @@ class TrainUnit(nn.Module):
         self.family = family
         self.tasks = tuple(tasks)
         self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
+        self.dropout = swap_dropout(self)
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task."""
         for task in self.tasks:
@@ -111,6 +113,7 @@ class TrainUnit(nn.Module):
             TrainingError: a task returns an unknown loss, leaves one out, or its count is not what the batch
                 announced; the task is named.
         """
+        self.dropout.key = batch.layout.rng_key
         return self._losses(ForwardPass(self.model, self.family, batch), stream)
 
     def predict(self, batch: PackedBatch) -> Any:

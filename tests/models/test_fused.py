@@ -1,0 +1,77 @@
+"""Swapped modules: same state dict, the engine's key, and the same mask again under recomputation."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from tunecore.models.fused import CounterDropout, swap_dropout
+from tunecore.ops import _native
+
+pytestmark = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
+
+
+@pytest.fixture
+def layers():
+    return nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 16), nn.Dropout(0.5)).train()
+
+
+def test_state_and_evaluation_are_unchanged(layers):
+    before, x = copy.deepcopy(layers), torch.randn(5, 16)
+    source = swap_dropout(layers)
+    source.key = torch.tensor(3)
+    assert layers.state_dict().keys() == before.state_dict().keys()
+    assert torch.equal(layers.eval()(x), before.eval()(x))
+
+
+def test_the_key_fixes_the_mask_and_layers_differ(layers):
+    source, x = swap_dropout(layers), torch.ones(64, 16)
+    assert [layers[i].site for i in (1, 3)] == [0, 1]
+    source.key = torch.tensor(3)
+    first = layers(x)
+    torch.manual_seed(99)
+    assert torch.equal(layers(x), first)
+    assert not torch.equal(layers[1](x), layers[3](x))
+    source.key = torch.tensor(4)
+    assert not torch.equal(layers(x), first)
+
+
+def test_without_a_key_it_is_torchs_own(layers):
+    swapped, x = copy.deepcopy(layers), torch.randn(5, 16)
+    swap_dropout(swapped)
+    torch.manual_seed(1)
+    wanted = layers(x)
+    torch.manual_seed(1)
+    assert torch.equal(swapped(x), wanted)
+
+
+def test_recomputation_draws_the_same_mask(layers):
+    source = swap_dropout(layers)
+    source.key, x = torch.tensor(3), torch.randn(5, 16, requires_grad=True)
+    layers(x).sum().backward()
+    wanted, x.grad = x.grad, None
+    checkpoint(layers, x, use_reentrant=False, preserve_rng_state=False).sum().backward()
+    assert torch.equal(x.grad, wanted)
+
+
+def test_copies_have_a_source_of_their_own(layers):
+    source = swap_dropout(layers)
+    other = copy.deepcopy(layers)
+    source.key = torch.tensor(3)
+    assert other[1].source is other[3].source is not source and other[1].source.key is None
+    assert swap_dropout(layers) is not source and isinstance(layers[1], CounterDropout)
+
+
+def test_shared_and_derived_modules_are_left_alone(layers):
+    class Own(nn.Dropout):
+        pass
+
+    shared = nn.Dropout(0.1)
+    model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared})})
+    swap_dropout(model)
+    assert type(shared) is nn.Dropout
+    own = nn.Sequential(Own(0.1))
+    swap_dropout(own)
+    assert type(own[0]) is Own
