@@ -12,15 +12,13 @@ GEMM peak measured in the same run.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 import numpy as np
 import torch
-from common import alternate, table, timed_rate
+from common import alternate, in_own_process, table, timed_rate
 from peer import PeerStep, padded
 from torch import nn
 from transformers import PreTrainedModel
@@ -84,8 +82,8 @@ def build(size: str) -> PreTrainedModel:
     )
 
 
-def serve_peer(connection: Connection, name: str, size: str, threads: int, seconds: float) -> None:
-    """A peer's process: one figure for every message."""
+def make_peer(name: str, size: str, threads: int, seconds: float) -> Callable[[], float]:
+    """A transformers model, named "attention dtype [tuned]"; its figure is useful tokens per second."""
     torch.set_num_threads(threads)
     attention, dtype, *tuned = name.split()
     if tuned:
@@ -100,21 +98,7 @@ def serve_peer(connection: Connection, name: str, size: str, threads: int, secon
         step(batch)
         return useful
 
-    while connection.recv():
-        connection.send(timed_rate(once, seconds, 1))
-
-
-def start_peer(name: str, size: str, threads: int, seconds: float) -> Callable[[], float]:
-    """A contestant that runs in a process of its own; it sleeps while it is not its turn."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    arguments = (theirs, name, size, threads, seconds)
-    multiprocessing.get_context("spawn").Process(target=serve_peer, args=arguments, daemon=True).start()
-
-    def turn() -> float:
-        ours.send(True)
-        return ours.recv()
-
-    return turn
+    return lambda: timed_rate(once, seconds, 1)
 
 
 def main() -> None:
@@ -149,7 +133,9 @@ def main() -> None:
 
         contestants = {f"tunecore {args.precision}": lambda: timed_rate(once, args.seconds, 1)}
         for name in filter(None, args.peers.split(",")):
-            contestants[f"transformers {name}"] = start_peer(name, args.model, args.threads, args.seconds)
+            contestants[f"transformers {name}"] = in_own_process(
+                make_peer, name, args.model, args.threads, args.seconds
+            )
         figures = alternate(contestants, args.pairs)
     dtype = weight_dtype(args.precision, torch.device("cpu"))
     limit = gemm_peak(dtype) / step_flops(unit.model, rows) * useful

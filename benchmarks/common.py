@@ -7,6 +7,7 @@ one contestant say little on a shared machine; the ratio is taken pair by pair a
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -14,7 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 
@@ -60,6 +63,28 @@ def alternate(contestants: Mapping[str, Callable[[], float]], pairs: int, warmup
                 figures[name].append(value)
             print(f"  round {round_} {name}: {value:,.0f}", file=sys.stderr, flush=True)
     return figures
+
+
+def _serve(connection: Connection, make: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
+    turn = make(*arguments)
+    while connection.recv():
+        connection.send(turn())
+
+
+def in_own_process(make: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
+    """A contestant ``make(*arguments)`` that lives in a process of its own and sleeps while it is not its turn.
+
+    So neither side's memory allocator, caches or settings reach the other.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs, make, arguments), daemon=True).start()
+
+    def turn() -> float:
+        ours.send(True)
+        return ours.recv()
+
+    return turn
 
 
 def timed_rate(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunecore.engine import Engine
     from tunecore.errors import TunecoreError
     from tunecore.hookspecs import hookimpl
-    from tunecore.ops import attention, masked_lm_loss
+    from tunecore.ops import attention, dropout, masked_lm_loss
 
 _LAZY = {
     "Engine": "tunecore.engine",
@@ -23,10 +23,11 @@ _LAZY = {
     "TunecoreError": "tunecore.errors",
     "hookimpl": "tunecore.hookspecs",
     "attention": "tunecore.ops",
+    "dropout": "tunecore.ops",
     "masked_lm_loss": "tunecore.ops",
 }
 
-__all__ = ["Engine", "RunConfig", "TunecoreError", "__version__", "attention", "hookimpl", "masked_lm_loss"]
+__all__ = ["Engine", "RunConfig", "TunecoreError", "__version__", "attention", "dropout", "hookimpl", "masked_lm_loss"]
 
 
 def __getattr__(name: str) -> Any:
