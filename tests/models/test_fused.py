@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tunecore.models.families import FAMILIES
 from tunecore.models.fused import CounterDropout, swap_dropout
+from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.ops import _native
 
 pytestmark = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
@@ -75,3 +77,35 @@ def test_shared_and_derived_modules_are_left_alone(layers):
     own = nn.Sequential(Own(0.1))
     swap_dropout(own)
     assert type(own[0]) is Own
+
+
+HIDDEN_DROPOUT = {
+    "bert": {"hidden_dropout_prob": 0.3},
+    "roberta": {"hidden_dropout_prob": 0.3},
+    "electra": {"hidden_dropout_prob": 0.3},
+    "distilbert": {"dropout": 0.3},
+    "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3},
+}
+
+
+@pytest.mark.parametrize("model_type", HIDDEN_DROPOUT)
+def test_every_familys_dropout_is_the_keys_also_under_checkpointing(model_type, make_small, make_packed):
+    family, results = FAMILIES[model_type], []
+    for checkpointing in (False, True):
+        task = {"causal_lm"} if model_type == "gpt2" else {"masked_lm"}
+        model = make_small(model_type, task, **HIDDEN_DROPOUT[model_type]).train()
+        source = swap_dropout(model)
+        assert not [m for m in family.backbone(model).modules() if type(m) is nn.Dropout]
+        if checkpointing:
+            enable_gradient_checkpointing(model)
+        source.key = torch.tensor(1234)
+        torch.manual_seed(17 + checkpointing)  # torch's generator has no part in it
+        batch = make_packed(model_type, model, [7, 9, 5], key=1234)
+        hidden = family.backbone(model)(**batch.inputs()).last_hidden_state[0]
+        hidden.square().sum().backward()
+        results.append([hidden.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+        source.key = torch.tensor(5)
+        assert not torch.allclose(family.backbone(model)(**batch.inputs()).last_hidden_state[0], hidden, atol=1e-3)
+    assert torch.equal(results[0][0], results[1][0])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
