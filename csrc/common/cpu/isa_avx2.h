@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "exp2.h"
+
 namespace tunecore {
 namespace {
 
@@ -59,15 +61,8 @@ struct IsaAvx2 {
     x = max(set(-127.0f), x);
     const F n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F f = x - n;
-    F p = set(1.535336188e-4f);
-    p = fma(p, f, set(1.339887440e-3f));
-    p = fma(p, f, set(9.618437357e-3f));
-    p = fma(p, f, set(5.550332471e-2f));
-    p = fma(p, f, set(2.402264791e-1f));
-    p = fma(p, f, set(6.931472029e-1f));
-    p = fma(p, f, set(1.0f));
     const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return p * _mm256_castsi256_ps(power);
+    return exp2_fraction<IsaAvx2>(f) * _mm256_castsi256_ps(power);
   }
 
   static void transpose(F (&x)[kLanes]) {

@@ -3,6 +3,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "exp2.h"
+
 namespace tunecore {
 namespace {
 
@@ -43,14 +45,7 @@ struct IsaAvx512 {
     x = max(set(-160.0f), x);
     const F n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const F f = x - n;
-    F p = set(1.535336188e-4f);
-    p = fma(p, f, set(1.339887440e-3f));
-    p = fma(p, f, set(9.618437357e-3f));
-    p = fma(p, f, set(5.550332471e-2f));
-    p = fma(p, f, set(2.402264791e-1f));
-    p = fma(p, f, set(6.931472029e-1f));
-    p = fma(p, f, set(1.0f));
-    return _mm512_scalef_ps(p, n);
+    return _mm512_scalef_ps(exp2_fraction<IsaAvx512>(f), n);
   }
 
   static void transpose(F (&x)[kLanes]) {

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "../philox.h"
+#include "exp2.h"
 
 namespace tunecore {
 namespace {
@@ -54,24 +55,17 @@ struct IsaDefault {
     return top;
   }
 
-  // 2^x for x <= 1 to 2e-7 relative (0 below -126.5, NaN stays NaN): Cephes' polynomial on [-1/2, 1/2].
+  // 2^x for x <= 1 to 2e-7 relative (0 below -126.5, or as a denormal; NaN stays NaN).
   static F exp2(F x) {
     x = max(set(-127.0f), x);
     const F shifted = x + set(12582912.0f);  // 1.5 * 2^23: the low bits are round(x)
     const F f = x - (shifted - set(12582912.0f));
-    F p = set(1.535336188e-4f);
-    p = fma(p, f, set(1.339887440e-3f));
-    p = fma(p, f, set(9.618437357e-3f));
-    p = fma(p, f, set(5.550332471e-2f));
-    p = fma(p, f, set(2.402264791e-1f));
-    p = fma(p, f, set(6.931472029e-1f));
-    p = fma(p, f, set(1.0f));
     U power;
     memcpy(&power, &shifted, 16);
     power = (power - 0x4B400000u + 127u) << 23;
     F scale;
     memcpy(&scale, &power, 16);
-    return p * scale;
+    return exp2_fraction<IsaDefault>(f) * scale;
   }
 
   // A 4 x 4 transpose of 32-bit lanes.
