@@ -65,6 +65,7 @@ test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 bench: setup ## every benchmark, each beside its peer in one run
+	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'
 	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark" && $(BIN)/python $$benchmark || exit 1; done
 
 clean: ## remove what was built

@@ -108,13 +108,16 @@ def make_trainer(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of a BERT checkpoint (all-MiniLM-L6-v2)")
-    parser.add_argument("--data", required=True, help="SST-2 train.tsv")
+    parser.add_argument("--model", help="folder of a BERT checkpoint (all-MiniLM-L6-v2)")
+    parser.add_argument("--data", help="SST-2 train.tsv")
     parser.add_argument("--rows", type=int, default=640)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    if not (args.model and args.data):
+        print("left out: it needs --model and --data")
+        return
     torch.set_num_threads(args.threads)
     rows = read(args.data, args.rows)
     tokenizer = AutoTokenizer.from_pretrained(args.model)

@@ -6,6 +6,7 @@ one contestant say little on a shared machine; the ratio is taken pair by pair a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -67,8 +68,9 @@ def alternate(contestants: Mapping[str, Callable[[], float]], pairs: int, warmup
 
 def _serve(connection: Connection, make: Callable[..., Callable[[], float]], arguments: tuple[Any, ...]) -> None:
     turn = make(*arguments)
-    while connection.recv():
-        connection.send(turn())
+    with contextlib.suppress(EOFError):  # the other end closes when the benchmark is over
+        while connection.recv():
+            connection.send(turn())
 
 
 def in_own_process(make: Callable[..., Callable[[], float]], *arguments: Any) -> Callable[[], float]:
