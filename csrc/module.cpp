@@ -4,8 +4,10 @@
 namespace tunecore {
 
 void def_attention(pybind11::module_& m);
+void def_bias_gelu(pybind11::module_& m);
 void def_dropout(pybind11::module_& m);
 void def_masked_lm_loss(pybind11::module_& m);
+void def_residual_norm(pybind11::module_& m);
 
 }  // namespace tunecore
 
@@ -13,6 +15,8 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of tunecore: tensors cross as DLPack capsules, no torch inside.";
   tunecore::def_common(m);
   tunecore::def_attention(m);
+  tunecore::def_bias_gelu(m);
   tunecore::def_dropout(m);
   tunecore::def_masked_lm_loss(m);
+  tunecore::def_residual_norm(m);
 }

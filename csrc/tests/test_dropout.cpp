@@ -1,9 +1,9 @@
 // Dropout of every variant against Philox drawn one element after another.
-#include "../common/cpu/capability.h"
 #include "../common/philox.h"
 #include "../dropout/dropout_cpu.h"
 #include "bf16.h"
 #include "check.h"
+#include "variants.h"
 
 using namespace tunecore;
 
@@ -18,9 +18,7 @@ bool kept(const DropoutParams& p, int64_t n) {
 }  // namespace
 
 TEST(dropout_draws_by_counter) {
-  for (Capability c : {Capability::baseline, Capability::avx2, Capability::avx512, Capability::avx512_bf16}) {
-    if (c > detected_capability()) continue;
-    set_capability(name_of(c));
+  tests::for_each_variant([] {
     for (int64_t count : {0, 1, 7, 128, 1000, 20011}) {
       const std::vector<float> x = tests::Numbers(3).vector(size_t(count));
       std::vector<float> out(x.size());
@@ -37,6 +35,5 @@ TEST(dropout_draws_by_counter) {
         CHECK(half_out[size_t(n)] == tests::to_bf16(wanted));
       }
     }
-  }
-  set_capability("");
+  });
 }

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tunecore.models.families import FAMILIES
-from tunecore.models.fused import CounterDropout, swap_dropout
+from tunecore.models.fused import CounterDropout, FusedIntermediate, FusedOutput, swap_modules
 from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.ops import _native
 
@@ -22,14 +22,14 @@ def layers():
 
 def test_state_and_evaluation_are_unchanged(layers):
     before, x = copy.deepcopy(layers), torch.randn(5, 16)
-    source = swap_dropout(layers)
+    source = swap_modules(layers)
     source.key = torch.tensor(3)
     assert layers.state_dict().keys() == before.state_dict().keys()
     assert torch.equal(layers.eval()(x), before.eval()(x))
 
 
 def test_the_key_fixes_the_mask_and_layers_differ(layers):
-    source, x = swap_dropout(layers), torch.ones(64, 16)
+    source, x = swap_modules(layers), torch.ones(64, 16)
     assert [layers[i].site for i in (1, 3)] == [0, 1]
     source.key = torch.tensor(3)
     first = layers(x)
@@ -42,7 +42,7 @@ def test_the_key_fixes_the_mask_and_layers_differ(layers):
 
 def test_without_a_key_it_is_torchs_own(layers):
     swapped, x = copy.deepcopy(layers), torch.randn(5, 16)
-    swap_dropout(swapped)
+    swap_modules(swapped)
     torch.manual_seed(1)
     wanted = layers(x)
     torch.manual_seed(1)
@@ -50,7 +50,7 @@ def test_without_a_key_it_is_torchs_own(layers):
 
 
 def test_recomputation_draws_the_same_mask(layers):
-    source = swap_dropout(layers)
+    source = swap_modules(layers)
     source.key, x = torch.tensor(3), torch.randn(5, 16, requires_grad=True)
     layers(x).sum().backward()
     wanted, x.grad = x.grad, None
@@ -59,11 +59,11 @@ def test_recomputation_draws_the_same_mask(layers):
 
 
 def test_copies_have_a_source_of_their_own(layers):
-    source = swap_dropout(layers)
+    source = swap_modules(layers)
     other = copy.deepcopy(layers)
     source.key = torch.tensor(3)
     assert other[1].source is other[3].source is not source and other[1].source.key is None
-    assert swap_dropout(layers) is not source and isinstance(layers[1], CounterDropout)
+    assert swap_modules(layers) is not source and isinstance(layers[1], CounterDropout)
 
 
 def test_shared_and_derived_modules_are_left_alone(layers):
@@ -72,10 +72,10 @@ def test_shared_and_derived_modules_are_left_alone(layers):
 
     shared = nn.Dropout(0.1)
     model = nn.ModuleDict({"a": shared, "b": nn.ModuleDict({"c": shared})})
-    swap_dropout(model)
+    swap_modules(model)
     assert type(shared) is nn.Dropout
     own = nn.Sequential(Own(0.1))
-    swap_dropout(own)
+    swap_modules(own)
     assert type(own[0]) is Own
 
 
@@ -94,7 +94,7 @@ def test_every_familys_dropout_is_the_keys_also_under_checkpointing(model_type, 
     for checkpointing in (False, True):
         task = {"causal_lm"} if model_type == "gpt2" else {"masked_lm"}
         model = make_small(model_type, task, **HIDDEN_DROPOUT[model_type]).train()
-        source = swap_dropout(model)
+        source = swap_modules(model)
         assert not [m for m in family.backbone(model).modules() if type(m) is nn.Dropout]
         if checkpointing:
             enable_gradient_checkpointing(model)
@@ -109,3 +109,53 @@ def test_every_familys_dropout_is_the_keys_also_under_checkpointing(model_type, 
     assert torch.equal(results[0][0], results[1][0])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def _model(family, act, dropout):
+    config = FAMILIES[family].config_fields(
+        layers=2, width=32, heads=2, vocab_size=50, max_length=40, tokenizer=None
+    )
+    kind = FAMILIES[family].auto_class(frozenset({"masked_lm" if family != "gpt2" else "causal_lm"}))
+    names = {"gpt2": ("activation_function", "resid_pdrop"), "distilbert": ("activation", "dropout")}
+    activation, rate = names.get(family, ("hidden_act", "hidden_dropout_prob"))
+    torch.manual_seed(0)
+    return kind(kind.config_class(**config, **{activation: act, rate: dropout})).train()
+
+
+@pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_swapped_model_computes_the_same(family, act):
+    model = _model(family, act, 0.0)
+    swapped, ids = copy.deepcopy(model), torch.randint(0, 50, (2, 9))
+    swap_modules(swapped)
+    assert swapped.state_dict().keys() == model.state_dict().keys()
+    outputs = []
+    for one in (model, swapped):
+        one.eval()
+        logits = one(ids).logits
+        logits.square().mean().backward()
+        outputs.append((logits.detach(), {n: p.grad for n, p in one.named_parameters() if p.grad is not None}))
+    assert torch.allclose(outputs[0][0], outputs[1][0], atol=2e-6)
+    assert outputs[0][1].keys() == outputs[1][1].keys()
+    for name, gradient in outputs[0][1].items():
+        assert torch.allclose(gradient, outputs[1][1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "electra"])
+def test_fused_layers_are_used_and_make_way(family):
+    model = _model(family, "gelu", 0.2)
+    source = swap_modules(model)
+    layer = next(m for m in model.modules() if type(m).__name__.endswith("Layer") and hasattr(m, "intermediate"))
+    output, intermediate = layer.output, layer.intermediate
+    x, residual = torch.randn(3, intermediate.dense.out_features), torch.randn(3, 32)
+    assert isinstance(output, FusedOutput) and isinstance(intermediate, FusedIntermediate)
+    assert type(output).__mro__[2].__name__ in ("BertOutput", "RobertaOutput", "ElectraOutput")
+    source.key = torch.tensor(7)
+    fused, seen = output(x, residual), []
+    output.dropout.register_forward_hook(lambda *_: seen.append("called"))
+    assert torch.allclose(output(x, residual), fused, atol=1e-5) and seen == ["called"]
+    before = intermediate(residual)
+    intermediate.dense = nn.Sequential(intermediate.dense)  # an adapter wrapped it
+    assert torch.allclose(intermediate(residual), before, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert output(x, residual).dtype == torch.float32  # as the layer norm of torch has it

@@ -55,9 +55,9 @@ def pack(
 ) -> list[PackedBatch]:
     """Pack examples, in order and first fit, into micro-batches of at most ``max_tokens`` tokens, filler included.
 
-    No batch is smaller than ``ROUND_TO`` tokens. Groups are never split; an example or group longer than ``max_tokens`` makes a batch of its own. With
-    ``min_micro_batches`` the examples are first parted evenly into that many (or as many as there are). No examples
-    make no batch.
+    No batch is smaller than ``ROUND_TO`` tokens. Groups are never split; an example or group longer than
+    ``max_tokens`` makes a batch of its own. With ``min_micro_batches`` the examples are first parted evenly into that
+    many (or as many as there are). No examples make no batch.
 
     Raises:
         DataError: an example is empty, or one loss has targets of two levels.

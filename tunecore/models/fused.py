@@ -1,11 +1,31 @@
-"""Modules of transformers that run on our ops: a class swap that leaves parameters, names and state dict unchanged."""
+"""Modules of transformers that run on our ops: a class swap that leaves parameters, names and state dict unchanged.
+
+Only a module of exactly an expected type is swapped, and its forward asks each time whether its parts still are what
+they were: a part that was replaced (by an adapter, say) or hooked, autocast, or a tensor no kernel serves takes the
+module's own way. Shape letters: T rows, E hidden width, F feed-forward width.
+"""
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from transformers.activations import GELUActivation, NewGELUActivation
 
-from tunecore.ops import _native, dropout
+from tunecore.ops import NormDropout, _native, bias_gelu, dropout, residual_norm
+
+_BERT_LIKE = ("bert", "roberta", "electra")
+_OUTPUTS, _INTERMEDIATES = (
+    frozenset(
+        (f"transformers.models.{name}.modeling_{name}", f"{name.capitalize()}{part}")
+        for name in _BERT_LIKE
+        for part in parts
+    )
+    for parts in (("SelfOutput", "Output"), ("Intermediate",))
+)
+"""(module, class) of what is swapped; by name, so that no model's code is imported for it."""
 
 
 class DropoutSource:
@@ -27,25 +47,133 @@ class CounterDropout(nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Dropout of ``input``, of any shape."""
+        draw = self.draw()
+        return super().forward(input) if draw is None or not _native.serves(input) else dropout(input, *draw)
+
+    @property
+    def drops(self) -> bool:
+        """Whether it drops anything now."""
+        return self.training and self.p > 0.0
+
+    def draw(self) -> NormDropout | None:
+        """What a kernel is to draw; None where nothing is dropped, or only torch's own way does it."""
         key = self.source.key
-        if not self.training or self.p == 0.0 or key is None or not 0.0 < self.p < 1.0:
-            return super().forward(input)
-        if input.device.type != "cpu" or input.dtype not in (torch.float32, torch.bfloat16) or _native.load() is None:
-            return super().forward(input)
-        return dropout(input, self.p, key, self.site)
+        return NormDropout(self.p, key, self.site) if self.drops and self.p < 1.0 and key is not None else None
 
 
-def swap_dropout(module: nn.Module) -> DropoutSource:
-    """Swap every module below ``module`` that is exactly an ``nn.Dropout``; returns their common source.
+class KernelLayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm`` over the last axis on our kernel."""
 
-    A module that is called several times in one forward (shared layers) would draw one mask for all calls, so a model
-    that has the same module under several names is left as it is.
+    def forward(self, input: Tensor) -> Tensor:
+        """The norm of ``input`` [..., E]."""
+        if _is_affine(self) and _native.serves(input) and input.dtype == self.weight.dtype:
+            return residual_norm(input, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
+class KernelGelu(GELUActivation):
+    """The exact GELU on our kernel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """gelu(input), by erf."""
+        return bias_gelu(input) if _native.serves(input) else super().forward(input)
+
+
+class KernelNewGelu(NewGELUActivation):
+    """GPT-2's GELU, approximated by tanh, on our kernel: one pass where transformers makes eight."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """gelu(input), by tanh."""
+        return bias_gelu(input, tanh=True) if _native.serves(input) else super().forward(input)
+
+
+class FusedOutput(nn.Module):
+    """The end of a BERT-like sublayer, ``LayerNorm(input + dropout(dense(hidden)))``: product, then one pass."""
+
+    dense: nn.Linear
+    LayerNorm: KernelLayerNorm
+    dropout: CounterDropout
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        """[..., F] and [..., E] -> [..., E]."""
+        dense, norm, drop = self.dense, self.LayerNorm, self.dropout
+        plain = _is_plain(dense, nn.Linear) and _is_plain(norm, KernelLayerNorm) and _is_plain(drop, CounterDropout)
+        if not plain or not _is_affine(norm) or not _fits(hidden_states, dense.weight, norm.weight):
+            return super().forward(hidden_states, input_tensor)
+        draw = drop.draw()
+        if drop.drops and draw is None:
+            return super().forward(hidden_states, input_tensor)
+        return residual_norm(
+            nn.functional.linear(hidden_states, dense.weight), norm.weight, norm.bias, eps=norm.eps,
+            residual_TE=input_tensor, input_bias_E=dense.bias, dropout=draw,
+        )  # fmt: skip
+
+
+class FusedIntermediate(nn.Module):
+    """The start of a BERT-like feed-forward layer, ``gelu(dense(hidden))``: product, then one pass."""
+
+    dense: nn.Linear
+    intermediate_act_fn: nn.Module
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., E] -> [..., F]."""
+        dense, activation = self.dense, self.intermediate_act_fn
+        tanh = _is_plain(activation, KernelNewGelu)
+        plain = _is_plain(dense, nn.Linear) and (tanh or _is_plain(activation, KernelGelu))
+        if not plain or not _fits(hidden_states, dense.weight):
+            return super().forward(hidden_states)
+        return bias_gelu(nn.functional.linear(hidden_states, dense.weight), dense.bias, tanh=tanh)
+
+
+_SIMPLE: dict[type, type] = {
+    nn.LayerNorm: KernelLayerNorm,
+    GELUActivation: KernelGelu,
+    NewGELUActivation: KernelNewGelu,
+}
+
+
+def swap_modules(module: nn.Module) -> DropoutSource:
+    """Swap every module below ``module`` that our ops serve; returns the common source of their dropout.
+
+    A dropout module that is called several times in one forward (shared layers) would draw one mask for all calls, so
+    a model that has the same module under several names keeps torch's dropout.
     """
-    source = DropoutSource()
-    modules = [m for _, m in module.named_modules(remove_duplicate=False)]
-    if len(modules) != len(set(map(id, modules))):
-        return source
-    for site, one in enumerate(m for m in modules if type(m) in (nn.Dropout, CounterDropout)):
-        one.__class__ = CounterDropout
-        one.source, one.site = source, site
+    source, site = DropoutSource(), 0
+    named = [m for _, m in module.named_modules(remove_duplicate=False)]
+    shared = len(named) != len(set(map(id, named)))
+    for one in module.modules():
+        kind: Any = type(one)
+        if kind in (nn.Dropout, CounterDropout) and not shared:
+            one.__class__ = CounterDropout
+            one.source, one.site = source, site  # type: ignore[assignment]
+            site += 1
+        elif kind in _SIMPLE and (kind is not GELUActivation or one.act is nn.functional.gelu):
+            one.__class__ = _SIMPLE[kind]
+        elif (kind.__module__, kind.__name__) in _OUTPUTS:
+            one.__class__ = _fused(FusedOutput, kind)
+        elif (kind.__module__, kind.__name__) in _INTERMEDIATES:
+            one.__class__ = _fused(FusedIntermediate, kind)
     return source
+
+
+@functools.cache
+def _fused(ours: type, theirs: type) -> type:
+    """A class that is both, with our forward."""
+    return type(f"{ours.__name__}Of{theirs.__name__}", (ours, theirs), {"__doc__": ours.__doc__})
+
+
+def _is_plain(module: Any, kind: type) -> bool:
+    """Exactly of that type, and without hooks, so that nobody notices when it is not called."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+
+
+def _is_affine(norm: nn.LayerNorm) -> bool:
+    return norm.weight is not None and norm.weight.ndim == 1
+
+
+def _fits(hidden: Tensor, *weights: Tensor) -> bool:
+    """Whether kernels serve these tensors as they are."""
+    if torch.is_autocast_enabled(hidden.device.type) or not _native.serves(hidden):
+        return False
+    return all(weight.dtype == hidden.dtype for weight in weights)

@@ -19,6 +19,8 @@ from tunecore.errors import NativeError
 
 MODULE = "tunecore._C"
 SWITCH = "TUNECORE_NO_NATIVE"
+_PRESENT = importlib.util.find_spec(MODULE) is not None and os.environ.get(SWITCH) != "1"
+"""A plain constant, so that a graph compiler can look at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,36 @@ def info() -> NativeInfo:
         openmp=build["openmp"],
         version=build["version"],
     )
+
+
+def core() -> ModuleType:
+    """The compiled core, where the caller knows that it is there (:func:`serves`)."""
+    module = load()
+    assert module is not None
+    return module
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the elementwise kernels take tensors like ``x``: float32 or bfloat16 on the CPU, and a core is there."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not _PRESENT and not torch.compiler.is_compiling():
+        load()  # warns
+    return _PRESENT
+
+
+def rows(x: Tensor) -> Tensor:
+    """A contiguous tensor [..., E] as [T, E]."""
+    return x.view(x.shape[:-1].numel(), x.shape[-1])
+
+
+def refuse_double_backward(op: str) -> None:
+    """Raise NativeError inside a backward pass that is to be differentiated itself."""
+    if torch.is_grad_enabled():
+        raise NativeError(
+            f"{op} has no second derivative",
+            hint="Without create_graph=True the backward works; tunecore.ops.reference has a differentiable form.",
+        )
 
 
 def threads() -> int:

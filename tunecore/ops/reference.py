@@ -86,6 +86,38 @@ def dropout_reference(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
     return torch.where(keep, scaled, 0.0).to(x.dtype).contiguous()
 
 
+def bias_gelu_reference(x_TF: Tensor, bias_F: Tensor | None, *, tanh: bool) -> Tensor:
+    """gelu(x + bias), by erf or its approximation by tanh; float32 at least, then rounded."""
+    wide = torch.promote_types(x_TF.dtype, torch.float32)
+    z_TF = x_TF.to(wide) if bias_F is None else x_TF.to(wide) + bias_F.to(wide)
+    return torch.nn.functional.gelu(z_TF, approximate="tanh" if tanh else "none").to(x_TF.dtype)
+
+
+def residual_norm_reference(
+    x_TE: Tensor,
+    weight_E: Tensor,
+    bias_E: Tensor | None,
+    *,
+    eps: float,
+    residual_TE: Tensor | None = None,
+    input_bias_E: Tensor | None = None,
+    dropout: tuple[float, Tensor, int] | None = None,
+    centred: bool = True,
+) -> Tensor:
+    """Norm of ``residual + dropout(x + input_bias)``; the sum is rounded to the dtype of ``x``, the rest is wide."""
+    wide = torch.promote_types(x_TE.dtype, torch.float32)
+    z_TE = x_TE.to(wide) if input_bias_E is None else x_TE.to(wide) + input_bias_E.to(wide)
+    if dropout is not None:
+        z_TE = dropout_reference(z_TE, *dropout)
+    if residual_TE is not None:
+        z_TE = z_TE + residual_TE.to(wide)
+    z_TE = z_TE.to(x_TE.dtype).to(wide)
+    if centred:
+        z_TE = z_TE - z_TE.mean(dim=-1, keepdim=True)
+    y_TE = z_TE * torch.rsqrt(z_TE.square().mean(dim=-1, keepdim=True) + eps) * weight_E.to(wide)
+    return (y_TE if bias_E is None else y_TE + bias_E.to(wide)).to(x_TE.dtype)
+
+
 def attention_keep(
     key: Tensor, row_id: Tensor, site: int, heads: int, queries: int, keys: int, threshold: int
 ) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError, TrainingError, unknown_name
-from tunecore.models.fused import swap_dropout
+from tunecore.models.fused import swap_modules
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
 TASK_PREFIX = "tasks."
@@ -79,7 +79,7 @@ class TrainUnit(nn.Module):
         self.family = family
         self.tasks = tuple(tasks)
         self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
-        self.dropout = swap_dropout(self)
+        self.dropout = swap_modules(self)
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task."""
         for task in self.tasks:

@@ -1,0 +1,17 @@
+// Every variant this machine runs, one after the other.
+#pragma once
+#include "../common/cpu/capability.h"
+
+namespace tunecore::tests {
+
+template <class Body>
+void for_each_variant(const Body& body) {
+  for (Capability c : {Capability::baseline, Capability::avx2, Capability::avx512, Capability::avx512_bf16}) {
+    if (c > detected_capability()) continue;
+    set_capability(name_of(c));
+    body();
+  }
+  set_capability("");
+}
+
+}  // namespace tunecore::tests
