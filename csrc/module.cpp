@@ -3,6 +3,7 @@
 
 namespace tunecore {
 
+void def_adamw(pybind11::module_& m);
 void def_attention(pybind11::module_& m);
 void def_bias_gelu(pybind11::module_& m);
 void def_dropout(pybind11::module_& m);
@@ -14,6 +15,7 @@ void def_residual_norm(pybind11::module_& m);
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The native core of tunecore: tensors cross as DLPack capsules, no torch inside.";
   tunecore::def_common(m);
+  tunecore::def_adamw(m);
   tunecore::def_attention(m);
   tunecore::def_bias_gelu(m);
   tunecore::def_dropout(m);

@@ -29,13 +29,16 @@ class DemoPlan:
 
     size: str = "tiny"
     """Model size, as in ``model.size``."""
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the model's configuration, for pretrained and random weights alike."""
+    overrides: Mapping[str, Any] = field(
+        default_factory=lambda: {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    )
+    """Fields of the model's configuration, for pretrained and random weights alike. No dropout: in minutes a model
+    learns too little to overfit."""
     vocab_size: int = 4096
     max_length: int = 64
-    pretrain_steps: int = 1500
-    pretrain_batch: int = 32
-    pretrain_rate: float = 2e-3
+    pretrain_steps: int = 5000
+    pretrain_batch: int = 16
+    pretrain_rate: float = 1e-3
     mask_rate: float = 0.15
     epochs: float = 10
     finetune_rate: float = 5e-4

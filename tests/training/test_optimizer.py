@@ -7,6 +7,7 @@ from torch import nn
 
 from tunecore.config import TrainingConfig
 from tunecore.errors import CheckpointError, ConfigError
+from tunecore.ops import _native
 from tunecore.training import optimizer as module
 from tunecore.training.optimizer import (
     OPTIMIZERS,
@@ -208,18 +209,35 @@ def test_full_state_is_fp32_with_tied_names_and_loads_back():
         assert torch.equal(value, state[name].to(value.dtype))
 
 
-def test_clip_is_torchs():
+@pytest.mark.parametrize("make_torch", [adamw(AdamWOptions()), sgd(SgdOptions())])
+def test_clip_is_torchs(make_torch):
     ours, theirs = named(), named()
-    optimizer = make(ours)
+    optimizer = MasterOptimizer(ours, make_torch, learning_rate=0.1)
+    peer = make_torch([{"params": list(theirs.values()), "lr": 0.1, "weight_decay": 0.0}])
+    for step, max_norm in enumerate((0.7, 0.0, 1e9)):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        norm = optimizer.grad_norm()
+        peers_norm = torch.nn.utils.clip_grad_norm_(theirs.values(), max_norm or 1e9)
+        assert norm == pytest.approx(float(peers_norm), rel=1e-6)
+        optimizer.clip(norm, max_norm)
+        optimizer.step(1.0)
+        peer.step()
+        peer.zero_grad()
+        for name in ours:
+            torch.testing.assert_close(ours[name].detach(), theirs[name].detach(), rtol=1e-5, atol=1e-7)
+
+
+def test_a_skipped_step_leaves_no_clipping_behind():
+    ours, theirs = named(), named()
+    optimizer, other = make(ours), make(theirs)
     set_gradients(ours, 0)
-    set_gradients(theirs, 0)
-    norm = optimizer.grad_norm()
-    assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs.values(), 0.7)), rel=1e-6)
-    optimizer.clip(norm, 0.7)
-    for name in ours:
-        torch.testing.assert_close(ours[name].grad, theirs[name].grad)
-    optimizer.clip(optimizer.grad_norm(), 0)
-    assert optimizer.grad_norm() == pytest.approx(0.7, rel=1e-4), "0 does not clip"
+    optimizer.clip(optimizer.grad_norm(), 1e-3)
+    optimizer.zero_grad()
+    for one, parameters in ((optimizer, ours), (other, theirs)):
+        set_gradients(parameters, 1)
+        one.step(1.0)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 @pytest.mark.parametrize("make_torch", [adamw(AdamWOptions()), sgd(SgdOptions(momentum=0.9)), sgd(SgdOptions())])
@@ -291,3 +309,17 @@ def test_exports_are_registrable():
     assert set(OPTIMIZERS) == {"adamw", "sgd"} and TrainingConfig().optimizer in OPTIMIZERS
     for name in OPTIMIZERS:
         assert callable(fake.make_registry().create("optimizer", name))
+
+
+@pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
+def test_the_step_in_one_pass_is_taken_or_left_whole():
+    for dtype, taken in ((torch.float32, True), (torch.bfloat16, True), (torch.float64, False)):
+        parameters = named(dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        optimizer = make(parameters, dtype=dtype)
+        set_gradients(parameters, 0)
+        names = [name for name, gradient in optimizer.gradients().items() if gradient is not None]
+        before = {name: master.detach().clone() for name, master in optimizer.masters.items()}
+        assert optimizer._step_in_one_pass(names) is taken
+        for name, master in optimizer.masters.items():
+            assert torch.equal(master, before[name]) is not taken
+            assert torch.equal(parameters[name].detach(), master.detach().to(parameters[name].dtype))

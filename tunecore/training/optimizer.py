@@ -6,7 +6,7 @@ master is kept beside it, made before the weight was rounded, and copied back af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tunecore.errors import CheckpointError, ConfigError
+from tunecore.training.adamw import KernelAdamW
 from tunecore.types import ParamPlan
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-"""``make(param_groups) -> Optimizer``; every group has ``params``, ``lr`` and ``weight_decay``."""
+"""``make(param_groups) -> Optimizer``; every group has ``params``, ``lr`` and ``weight_decay``. An optimizer may have
+``scaled_step`` as :class:`tunecore.training.adamw.KernelAdamW` has it."""
 
 _HAS_GRAD_DTYPE = hasattr(torch.Tensor, "grad_dtype")
 _WIDE = (torch.float32, torch.float64)
@@ -61,7 +63,7 @@ class SgdOptions:
 def adamw(options: AdamWOptions) -> MakeOptimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, https://arxiv.org/abs/1711.05101), fused."""
     betas = (options.beta1, options.beta2)
-    return lambda groups: torch.optim.AdamW(groups, betas=betas, eps=options.eps, fused=True)
+    return lambda groups: KernelAdamW(groups, betas=betas, eps=options.eps, fused=True)
 
 
 def sgd(options: SgdOptions) -> MakeOptimizer:
@@ -117,6 +119,7 @@ class MasterOptimizer:
             self._widen_gradient(parameter, self.masters[name])
         self.plans: dict[str, ParamPlan] = {}
         self._base: torch.optim.Optimizer | None = None
+        self._scale = 1.0  # of all gradients in the coming step
         self.apply(self.base_plans)
 
     # --- plans ---------------------------------------------------------------------------------------------
@@ -208,7 +211,8 @@ class MasterOptimizer:
         self.masters[name].grad = gradient
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Forget all gradients, and how the coming step was to clip them."""
+        self._scale = 1.0
         for name, parameter in self.parameters.items():
             parameter.grad = None
             self.masters[name].grad = None
@@ -221,10 +225,9 @@ class MasterOptimizer:
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).double()))
 
     def clip(self, norm: float, max_norm: float) -> None:
-        """Scale the gradients, whose norm is ``norm``, down to ``max_norm``; 0 does not clip."""
+        """Scale the gradients, whose norm is ``norm``, down to ``max_norm`` in the coming step; 0 does not clip."""
         scale = max_norm / (norm + 1e-6)
-        if max_norm > 0 and scale < 1:
-            torch._foreach_mul_([g for g in self.gradients().values() if g is not None], scale)
+        self._scale = scale if max_norm > 0 and scale < 1 else 1.0
 
     # --- the step ------------------------------------------------------------------------------------------
 
@@ -236,10 +239,21 @@ class MasterOptimizer:
         assert self._base is not None
         for group in self._base.param_groups:
             group["lr"] = self.learning_rate * multiplier * group["lr_scale"]
-        moved = [name for name, gradient in self.gradients().items() if gradient is not None]
-        self._base.step()
-        self._round(moved)
+        gradients = {name: gradient for name, gradient in self.gradients().items() if gradient is not None}
+        if not self._step_in_one_pass(gradients):
+            if self._scale != 1.0:
+                torch._foreach_mul_(list(gradients.values()), self._scale)
+            self._base.step()
+            self._round(list(gradients))
         self.zero_grad()
+
+    def _step_in_one_pass(self, names: Iterable[str]) -> bool:
+        """Clip, step and round at once, where the optimizer can; else change nothing and return False."""
+        scaled_step = getattr(self._base, "scaled_step", None)
+        if scaled_step is None:
+            return False
+        rounded = [name for name in names if self.parameters[name] is not self.masters[name]]
+        return bool(scaled_step(self._scale, {self.masters[name]: self.parameters[name] for name in rounded}))
 
     @torch.no_grad()
     def _round(self, names: Sequence[str]) -> None:

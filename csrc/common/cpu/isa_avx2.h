@@ -34,6 +34,7 @@ struct IsaAvx2 {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm256_castsi256_si128(packed));
   }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F sqrt(F x) { return _mm256_sqrt_ps(x); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m)); }
   static M between(int64_t first, int64_t lo, int64_t hi) {

@@ -32,6 +32,7 @@ struct IsaAvx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtepi32_epi16(out));
   }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F sqrt(F x) { return _mm512_sqrt_ps(x); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
   static M between(int64_t first, int64_t lo, int64_t hi) {

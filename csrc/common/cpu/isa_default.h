@@ -3,6 +3,7 @@
 // Every trait has the same members (README.md lists them); `F` takes + - * and a comparison with itself as it stands.
 // Internal linkage: a per-ISA file includes one trait.
 #pragma once
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -37,6 +38,10 @@ struct IsaDefault {
     for (int i = 0; i < kLanes; ++i) x[i] = round_to_bf16(value[i]);
   }
   static F fma(F a, F b, F c) { return a * b + c; }
+  static F sqrt(F x) {
+    for (int i = 0; i < kLanes; ++i) x[i] = sqrtf(x[i]);
+    return x;
+  }
   static F max(F a, F b) { return a > b ? a : b; }  // b where either is NaN
   static F select(M m, F a, F b) { return m ? a : b; }
   static M between(int64_t first, int64_t lo, int64_t hi) {  // lanes first + lane in [lo, hi)

@@ -1,0 +1,39 @@
+"""One step of AdamW over many tensors, in one pass over memory each; the CPU's kernel, without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tunecore.ops import _native
+
+
+class AdamWTensor(NamedTuple):
+    """One tensor and what its step needs; all float32 and contiguous, changed in place."""
+
+    weight: Tensor
+    gradient: Tensor
+    mean: Tensor
+    """Running mean of the gradient."""
+    square: Tensor
+    """Running mean of its square."""
+    rounded: Tensor | None
+    """bfloat16: takes the new weight; None where the weight is its own master."""
+    keep: float
+    """1 - learning rate * weight decay."""
+    step_size: float
+    """learning rate / (1 - beta1**t), t the number of this step from 1."""
+    root: float
+    """1 / sqrt(1 - beta2**t)."""
+
+
+def adamw_step(tensors: Iterable[AdamWTensor], *, beta1: float, beta2: float, eps: float, scale: float) -> None:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) on gradients times ``scale``.
+
+    Raises:
+        NativeError: a tensor has another dtype, size or layout than :class:`AdamWTensor` says.
+    """
+    arguments = [(*(_native.dl(x) for x in entry[:5]), *entry[5:]) for entry in tensors]
+    _native.core().adamw(arguments, beta1, beta2, eps, scale, _native.threads())
