@@ -36,7 +36,7 @@ class DemoPlan:
     learns too little to overfit."""
     vocab_size: int = 4096
     max_length: int = 64
-    pretrain_steps: int = 5000
+    pretrain_steps: int = 6000
     pretrain_batch: int = 16
     pretrain_rate: float = 1e-3
     mask_rate: float = 0.15

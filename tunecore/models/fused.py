@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import GELUActivation, NewGELUActivation
 
-from tunecore.ops import NormDropout, _native, bias_gelu, dropout, residual_norm
+from tunecore.ops import NormDropout, _native, bias_gelu, dropout, embedding, residual_norm
 
 _BERT_LIKE = ("bert", "roberta", "electra")
 _OUTPUTS, _INTERMEDIATES = (
@@ -69,6 +69,16 @@ class KernelLayerNorm(nn.LayerNorm):
         if _is_affine(self) and _native.serves(input) and input.dtype == self.weight.dtype:
             return residual_norm(input, self.weight, self.bias, eps=self.eps)
         return super().forward(input)
+
+
+class KernelEmbedding(nn.Embedding):
+    """``nn.Embedding`` whose gradient is summed in float32."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows of the table [*T, E]."""
+        if self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
+            return super().forward(input)
+        return embedding(input, self.weight, padding_idx=self.padding_idx)
 
 
 class KernelGelu(GELUActivation):
@@ -126,6 +136,7 @@ class FusedIntermediate(nn.Module):
 
 
 _SIMPLE: dict[type, type] = {
+    nn.Embedding: KernelEmbedding,
     nn.LayerNorm: KernelLayerNorm,
     GELUActivation: KernelGelu,
     NewGELUActivation: KernelNewGelu,
