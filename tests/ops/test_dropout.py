@@ -9,21 +9,16 @@ from tunecore.ops import _native, dropout
 from tunecore.ops.reference import dropout_reference
 
 KEY = torch.tensor(-(2**60) + 77)
-ORDER = ("default", "avx2", "avx512", "avx512_bf16")
 
 
 @pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0,), (1,), (3, 5, 7), (129, 65), (40, 1000)])
-def test_every_variant_equals_the_reference(shape, dtype):
-    core, x = _native.load(), torch.randn(shape).to(dtype)
+def test_every_variant_equals_the_reference(shape, dtype, each_variant):
+    x = torch.randn(shape).to(dtype)
     wanted = dropout_reference(x, 0.3, KEY, 5)
-    for variant in ORDER[: ORDER.index(core.detected_capability()) + 1]:
-        core.set_capability(variant)
-        try:
-            assert torch.equal(dropout(x, 0.3, KEY, 5), wanted), variant
-        finally:
-            core.set_capability("")
+    for variant in each_variant():
+        assert torch.equal(dropout(x, 0.3, KEY, 5), wanted), variant
 
 
 def test_elements_are_known_by_their_index_in_row_major_order():
@@ -52,15 +47,9 @@ def test_the_backward_pass_uses_the_same_mask():
     assert torch.autograd.gradcheck(lambda v: dropout(v, 0.5, KEY, 2), torch.randn(37).double().requires_grad_())
 
 
-def test_the_same_bits_for_any_number_of_threads():
-    x, before = torch.randn(100_003), torch.get_num_threads()
-    try:
-        results = []
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
-            results.append(dropout(x, 0.2, KEY, 0))
-    finally:
-        torch.set_num_threads(before)
+def test_the_same_bits_for_any_number_of_threads(each_thread_count):
+    x = torch.randn(100_003)
+    results = [dropout(x, 0.2, KEY, 0) for _ in each_thread_count()]
     assert all(torch.equal(results[0], other) for other in results[1:])
 
 

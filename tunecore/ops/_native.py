@@ -111,11 +111,11 @@ def rows(x: Tensor) -> Tensor:
     return x.view(x.shape[:-1].numel(), x.shape[-1])
 
 
-def refuse_double_backward(op: str) -> None:
+def refuse_double_backward(op: str, why: str = "") -> None:
     """Raise NativeError inside a backward pass that is to be differentiated itself."""
     if torch.is_grad_enabled():
         raise NativeError(
-            f"{op} has no second derivative",
+            f"{op} has no second derivative{why and f': {why}'}",
             hint="Without create_graph=True the backward works; tunecore.ops.reference has a differentiable form.",
         )
 

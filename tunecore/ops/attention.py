@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
-from tunecore.ops import _attention_native
+from tunecore.ops import _attention_native, _native
 from tunecore.ops.reference import (
     AttentionOptions,
     attention_backward_reference,
@@ -294,12 +294,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(ctx: Any, dout: Tensor | None, _dlse: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 18
-    if torch.is_grad_enabled():
-        raise NativeError(
-            "attention has no second derivative",
-            hint="Without create_graph=True the backward works; attention_reference in tunecore.ops.reference is "
-            "differentiable any number of times.",
-        )
+    _native.refuse_double_backward("attention")
     q, k, v, out, lse, cu_q, cu_k, prefix_lens, slopes, key, row_ids, table, buckets = ctx.saved_tensors
     causal, window, scale, p, site = ctx.plain
     dq, dk, dv, dtable = _backward_op(

@@ -15,7 +15,10 @@ from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _native
 from tunecore.ops.reference import dropout_reference, dropout_threshold
 
-_DTYPES = (torch.float32, torch.bfloat16)
+
+def kernel_words(p: float, key: Tensor, site: int) -> tuple[int, int, int]:
+    """Dropout as kernels take it: threshold, key and site as unsigned words."""
+    return dropout_threshold(p), int(key) & 0xFFFFFFFFFFFFFFFF, site & 0xFFFFFFFF
 
 
 def dropout(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
@@ -42,12 +45,12 @@ def dropout(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
 
 @torch.library.custom_op("tunecore::dropout", mutates_args=())
 def _dropout_op(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
-    if x.device.type != "cpu" or x.dtype not in _DTYPES or (core := _native.load()) is None:
+    if not _native.serves(x):
         return dropout_reference(x, p, key, site)
     x = x.contiguous()
     out = torch.empty_like(x)
-    words = dropout_threshold(p), int(key) & 0xFFFFFFFFFFFFFFFF, site & 0xFFFFFFFF
-    core.dropout(_native.dl(x.view(-1)), _native.dl(out.view(-1)), *words, _native.threads())
+    flat = _native.dl(x.view(-1)), _native.dl(out.view(-1))
+    _native.core().dropout(*flat, *kernel_words(p, key, site), _native.threads())
     return out
 
 

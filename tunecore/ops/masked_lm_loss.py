@@ -313,11 +313,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
     if grad is None:
         return (None,) * 10
-    if torch.is_grad_enabled():
-        raise NativeError(
-            "masked_lm_loss has no second derivative: its gradients are made in the forward pass",
-            hint="Without create_graph=True the backward works; tunecore.ops.reference has a differentiable form.",
-        )
+    _native.refuse_double_backward("masked_lm_loss", "its gradients are made in the forward pass")
     saved: tuple[Tensor, ...] = ctx.saved_tensors
     scaled = tuple(x.mul_(grad) for x in saved) if _last_use(grad, *saved) else _backward_op(grad, *saved)
     dhidden, dweight, dbias = (g if wanted else None for g, wanted in zip(scaled, ctx.wanted, strict=True))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _native
+from tunecore.ops.dropout import kernel_words
 from tunecore.ops.reference import dropout_threshold, residual_norm_reference
 
 _SUMS = 3  # rows of the backward kernel's sums: of weight, bias, input_bias
@@ -82,9 +83,13 @@ def residual_norm(
 
 
 def _draw(p: float, key: Tensor | None, site: int) -> tuple[int, int, int]:
-    """Dropout as the kernel takes it: threshold, key and site as unsigned words; a threshold of 0 is no dropout."""
-    threshold = dropout_threshold(p)
-    return threshold, int(key) & 0xFFFFFFFFFFFFFFFF if key is not None else 0, site & 0xFFFFFFFF
+    """Dropout as the kernel takes it; a threshold of 0 is none."""
+    return (0, 0, 0) if key is None else kernel_words(p, key, site)
+
+
+def _is_plain(residual_TE: Tensor | None, input_bias_E: Tensor | None, p: float) -> bool:
+    """Whether nothing is added or dropped, so that ``x`` itself is normalised."""
+    return residual_TE is None and input_bias_E is None and dropout_threshold(p) == 0
 
 
 @torch.library.custom_op("tunecore::residual_norm", mutates_args=())
@@ -93,7 +98,7 @@ def _forward_op(
     eps: float, p: float, key: Tensor | None, site: int, centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The result, the sum that was normalised ([0] where it is ``x`` itself), and its statistics float32 [T, 2]."""
-    plain = residual_TE is None and input_bias_E is None and dropout_threshold(p) == 0
+    plain = _is_plain(residual_TE, input_bias_E, p)
     x = _native.rows(x_TE.contiguous())
     out_TE = torch.empty_like(x_TE, memory_format=torch.contiguous_format)
     z = x_TE.new_empty(0) if plain else torch.empty_like(x)
@@ -112,7 +117,7 @@ def _forward_fake(
     x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, residual_TE: Tensor | None, input_bias_E: Tensor | None,
     eps: float, p: float, key: Tensor | None, site: int, centred: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    plain = residual_TE is None and input_bias_E is None and dropout_threshold(p) == 0
+    plain = _is_plain(residual_TE, input_bias_E, p)
     rows = x_TE.shape[:-1].numel()
     stats = x_TE.new_empty((rows, 2), dtype=torch.float32)
     return x_TE.new_empty(x_TE.shape), x_TE.new_empty(0 if plain else x_TE.shape), stats
@@ -153,7 +158,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     x_TE, weight_E, bias_E, residual_TE, input_bias_E, _, ctx.p, key, ctx.site, ctx.centred = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
-    plain = residual_TE is None and input_bias_E is None and dropout_threshold(ctx.p) == 0
+    plain = _is_plain(residual_TE, input_bias_E, ctx.p)
     ctx.added = residual_TE is not None, bias_E is not None
     ctx.save_for_backward(x_TE if plain else output[1], weight_E, input_bias_E, output[2], key)
 
