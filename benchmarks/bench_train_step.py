@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from tunecore.config import ModelConfig, PluginsConfig, RunConfig, TrainingConfig
 from tunecore.data.loader import StepBatches
 from tunecore.data.packing import pack
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
 from tunecore.ops._native import tune_allocator
 from tunecore.plugins import load_plugins

@@ -21,7 +21,7 @@ from tunecore.data.packing import pack
 from tunecore.data.rows import PretrainRows, TaskRows
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import seeded
 from tunecore.registry import Entry, Registry, parse_options
 from tunecore.tiny import MAX_LENGTH, make_corpus, make_model, make_tokenizer, tiny_records

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from tunecore.data.corpus import build_corpus
 from tunecore.data.corpus_rows import Unit
 from tunecore.data.tokenizer import train_tokenizer
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
 from tunecore.types import CorpusView, Record
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from tunecore.data.packing import pack
 from tunecore.data.rows import TaskRows
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import save_model
 from tunecore.testing import make_model, make_tokenizer, tiny_records
 from tunecore.training.unit import Task, TrainUnit

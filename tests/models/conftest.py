@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
 from tunecore.types import PackedLayout
 

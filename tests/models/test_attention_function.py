@@ -12,7 +12,7 @@ from transformers import ModernBertConfig, ModernBertModel
 
 from tunecore.errors import ConfigError
 from tunecore.models import packed
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.types import PackedLayout
 
 MODEL_TYPES = sorted(FAMILIES)

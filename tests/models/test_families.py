@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tunecore.errors import ConfigError
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.types import Family
 
 MODEL_TYPES = sorted(FAMILIES)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.fused import CounterDropout, FusedIntermediate, FusedOutput, swap_modules
 from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.ops import _native

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tunecore.errors import CheckpointError, ConfigError
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import SIZES, build_model, check_vocabulary, load_model, save_model
 
 MODEL_TYPES = sorted(FAMILIES)

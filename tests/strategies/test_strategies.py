@@ -5,7 +5,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from tunecore.errors import ConfigError
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.strategies.head_only import HeadOnly

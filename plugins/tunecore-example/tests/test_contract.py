@@ -11,7 +11,7 @@ from tunecore_example.token_counter import TokenCounter
 
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError, DataError
-from tunecore.models.families import FAMILIES
+from tunecore.models.families.builtin import FAMILIES
 from tunecore.testing import assert_plugin_conforms, make_corpus, make_model, make_tokenizer, tiny_records
 from tunecore.types import ParamPlan, Progress, Record
 

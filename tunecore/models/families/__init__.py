@@ -1,0 +1,1 @@
+"""The families of transformers' models, one file each."""

@@ -1,0 +1,48 @@
+"""ELECTRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tunecore.models.families.base import TransformersFamily, is_class
+
+
+class ElectraFamily(TransformersFamily):
+    """ELECTRA (Clark et al. 2020, arXiv:2003.10555), generator and discriminator; its embeddings may be narrower."""
+
+    model_type = "electra"
+    token_types = 2
+    backbone_class = "ElectraModel"
+    classes: ClassVar[Mapping[str, frozenset[str]]] = {
+        "ElectraForMaskedLM": frozenset({"masked_lm"}),
+        "ElectraForPreTraining": frozenset({"replaced_token_detection"}),
+        "ElectraForSequenceClassification": frozenset({"sequence_classification"}),
+    }
+    embedding_parts = ("embeddings", "embeddings_project")
+
+    def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The generator's head: rows are brought to the width of the embeddings, which the output matrix shares."""
+        head = getattr(model, "generator_lm_head", None)
+        if head is None:
+            return super().token_head(model, rows_NE)
+        return model.generator_predictions(rows_NE), head.weight, head.bias
+
+    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """The class's own head, which reads the first token of [B, 1, E]."""
+        if not is_class(model, "ForSequenceClassification"):
+            return super().sequence_head(model, rows_BE)
+        logits: Tensor = model.classifier(rows_BE.unsqueeze(1))
+        return logits
+
+    def config_fields(
+        self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
+    ) -> dict[str, Any]:
+        """As BERT's; embeddings are as wide as the model from 768 on and 128 below, as the paper's models are."""
+        fields = super().config_fields(
+            layers=layers, width=width, heads=heads, vocab_size=vocab_size, max_length=max_length, tokenizer=tokenizer
+        )
+        return fields | {"embedding_size": width if width >= 768 else 128}
