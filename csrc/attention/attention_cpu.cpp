@@ -1,37 +1,14 @@
 #include "attention_cpu.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 #include "../common/cpu/capability.h"
 #include "../common/parallel.h"
+#include "../common/scratch.h"
 
 namespace tunecore {
 namespace {
-
-// Memory of the calling thread that stays alive between calls: a fresh megabyte a call is page faults.
-class Scratch {
- public:
-  ~Scratch() { release(); }
-  char* of(size_t bytes) {
-    if (bytes > size_) {
-      release();
-      data_ = static_cast<char*>(::operator new(bytes, std::align_val_t(64)));
-      size_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  void release() {
-    if (data_) ::operator delete(data_, std::align_val_t(64));
-    data_ = nullptr;
-    size_ = 0;
-  }
-  char* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 using Kernel = void (*)(const AttentionParams&, const AttentionItem&, char*);
 

@@ -6,6 +6,7 @@ from tunecore.ops.attention import DropoutKey, attention
 from tunecore.ops.bias_gelu import bias_gelu
 from tunecore.ops.dropout import dropout
 from tunecore.ops.embedding import embedding
+from tunecore.ops.linear import linear
 from tunecore.ops.masked_lm_loss import masked_lm_loss
 from tunecore.ops.residual_norm import NormDropout, residual_norm
 
@@ -16,6 +17,7 @@ __all__ = [
     "bias_gelu",
     "dropout",
     "embedding",
+    "linear",
     "masked_lm_loss",
     "residual_norm",
 ]

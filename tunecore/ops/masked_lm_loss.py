@@ -3,9 +3,9 @@
 Shape letters: N rows with a target (M after ignored rows are dropped), C rows of one chunk, E hidden width,
 V vocabulary.
 
-The two large products are torch's GEMMs into reused buffers; between them the native core turns a chunk of logits
-into its gradient in one pass (in-place gradient of a fused linear + cross-entropy, made in the forward pass:
-Hsu et al. 2024, arXiv 2410.10989). Memory beyond inputs, outputs and gradients is one chunk, flat in N.
+The large products go into reused buffers; between them the native core turns a chunk of logits into its gradient in
+one pass (in-place gradient of a fused linear + cross-entropy, made in the forward pass: Hsu et al. 2024,
+arXiv 2410.10989). Memory beyond inputs, outputs and gradients is one chunk, flat in N.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError, NativeError
 from tunecore.ops import _native
+from tunecore.ops.linear import matmul_into
 from tunecore.types import LossSum
 
 CHUNK_ROWS = 512
@@ -217,7 +218,7 @@ class _Sums:
         labels_C = labels_M[start : start + rows]
         gradient = self.want_dhidden or self.want_dweight or self.want_dbias
         logits_CV = _workspace("logits", rows, self.weight_VE.shape[0], hidden_CE)
-        torch.mm(hidden_CE, self.weight_VE.t(), out=logits_CV)
+        matmul_into(logits_CV, hidden_CE, self.weight_VE.t())
         if self.native is not None:
             loss, correct = self.native.masked_lm_loss(
                 _native.dl(logits_CV), _native.dl(self.bias_V), _native.dl(labels_C),
@@ -228,7 +229,7 @@ class _Sums:
         self.total += loss
         self.correct += correct
         if self.want_dhidden:
-            torch.mm(logits_CV, self.weight_VE, out=self.dhidden[start : start + rows])
+            matmul_into(self.dhidden[start : start + rows], logits_CV, self.weight_VE)
         if self.want_dweight:
             self._add_dweight(logits_CV, hidden_CE)
         if self.want_dbias:
@@ -240,16 +241,13 @@ class _Sums:
 
     def _add_dweight(self, dlogits_CV: Tensor, hidden_CE: Tensor) -> None:
         if self.dweight.dtype == hidden_CE.dtype:
-            if self.fresh:
-                torch.mm(dlogits_CV.t(), hidden_CE, out=self.dweight)
-            else:
-                self.dweight.addmm_(dlogits_CV.t(), hidden_CE)
+            matmul_into(self.dweight, dlogits_CV.t(), hidden_CE, add=not self.fresh)
             return
         vocab, width = self.dweight.shape
         for begin in range(0, vocab, _VOCAB_BLOCK):
             end = min(vocab, begin + _VOCAB_BLOCK)
             part = _workspace("dweight", end - begin, width, hidden_CE)
-            torch.mm(dlogits_CV[:, begin:end].t(), hidden_CE, out=part)
+            matmul_into(part, dlogits_CV[:, begin:end].t(), hidden_CE)
             if self.fresh:
                 self.dweight[begin:end].copy_(part)
             else:
