@@ -23,12 +23,23 @@ IntArray = NDArray[np.int64]
 Level = Literal["token", "sequence"]
 
 
+class RowSubset(NamedTuple):
+    """Some rows of a packed row of T tokens: ``rows`` int64 [N], rising; ``cu_seqlens`` int32 [B+1] says how many of
+    them lie before each sequence, ``max_seqlen`` how many a sequence has at most.
+    """
+
+    rows: Tensor
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
 class PackedLayout(NamedTuple):
     """Where the sequences of a packed row lie; reaches every attention module as the kwarg ``packed``.
 
     ``cu_seqlens`` is int32 [B+1], ``max_seqlen`` its largest difference. The decoder's fields are None for
     models of one stack. ``rng_key`` is an int64 scalar tensor (None: no dropout) and ``row_ids`` int64 [B]:
-    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing.
+    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing. ``last_layer`` names the rows
+    that are read of an encoder's last layer (None: all), ``queries`` those that are the queries of one attention call.
     """
 
     cu_seqlens: Tensor
@@ -37,6 +48,9 @@ class PackedLayout(NamedTuple):
     decoder_max_seqlen: int = 0
     rng_key: Tensor | None = None
     row_ids: Tensor | None = None
+    prefix_lens: Tensor | None = None
+    last_layer: RowSubset | None = None
+    queries: RowSubset | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,8 @@ class PackedBatch:
         from dataclasses import replace
 
         def move(x: Any) -> Any:
+            if isinstance(x, RowSubset):
+                return RowSubset(*map(move, x))
             return x if x is None or isinstance(x, int | str) else x.to(device, non_blocking=True)
 
         return replace(
@@ -351,7 +367,9 @@ class Objective(Protocol):
 
     ``Options`` (a frozen dataclass) is given at registration; the factory is called as ``factory(options)``.
     Optional: ``uses: tuple[str, ...]``, names of tasks whose place in a transformers class it shares (an objective
-    with ``uses = ("masked_lm",)`` gets a model with the vocabulary head).
+    with ``uses = ("masked_lm",)`` gets a model with the vocabulary head); ``reads: tuple[str, ...]``, all that its loss
+    reads of ``forward.hidden()``: "targets" (rows with a token-level target), "sequence_rows". Where every task of a
+    view says so, the last layer runs at those rows only, and the others are zero. Heads may say it too.
     """
 
     name: str

@@ -54,6 +54,7 @@ class SequenceClassification:
 
     name = NAME
     losses: tuple[str, ...] = (NAME,)
+    reads = ("sequence_rows",)
     default_metric = "accuracy"
 
     def __init__(self, options: SequenceClassificationOptions) -> None:

@@ -184,22 +184,27 @@ def swap_modules(module: nn.Module) -> DropoutSource:
         elif kind in _SIMPLE and (kind is not GELUActivation or one.act is nn.functional.gelu):
             one.__class__ = _SIMPLE[kind]
         elif (kind.__module__, kind.__name__) in _OUTPUTS:
-            one.__class__ = _fused(FusedOutput, kind)
+            one.__class__ = swapped_class(FusedOutput, kind)
         elif (kind.__module__, kind.__name__) in _INTERMEDIATES:
-            one.__class__ = _fused(FusedIntermediate, kind)
+            one.__class__ = swapped_class(FusedIntermediate, kind)
     return source
 
 
 @functools.cache
-def _fused(ours: type, theirs: type) -> type:
-    """A class that is both, with our forward."""
+def swapped_class(ours: type, theirs: type) -> type:
+    """A class that is both, with the forward of ``ours``."""
     return type(f"{ours.__name__}Of{theirs.__name__}", (ours, theirs), {"__doc__": ours.__doc__})
 
 
-def _is_plain(module: Any, kind: type) -> bool:
-    """Exactly of that type, and without hooks, so that nobody notices when it is not called."""
+def is_unhooked(module: Any) -> bool:
+    """Whether nobody notices when the module is not called."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+    return not any(getattr(module, name) for name in hooks)
+
+
+def _is_plain(module: Any, kind: type) -> bool:
+    """Exactly of that type, and without hooks."""
+    return type(module) is kind and is_unhooked(module)
 
 
 def _is_affine(norm: nn.LayerNorm) -> bool:

@@ -146,6 +146,8 @@ def _spans_of_layout(module: nn.Module, packed: PackedLayout, causal: bool, drop
     encoder: tuple[Tensor | None, int] = packed.cu_seqlens, packed.max_seqlen
     decoder = packed.decoder_cu_seqlens, packed.decoder_max_seqlen
     queries = keys = encoder
+    if packed.queries is not None:
+        queries = packed.queries.cu_seqlens, packed.queries.max_seqlen
     if packed.decoder_cu_seqlens is not None and causal:
         queries = keys = decoder
     elif not causal and _in_decoder(module):

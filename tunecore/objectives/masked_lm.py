@@ -65,6 +65,7 @@ class MaskedLM:
     unit: Literal["document", "sentence", "pair"] = "document"
     view = "encoder"
     losses: tuple[str, ...] = (NAME,)
+    reads = ("targets",)
 
     def __init__(self, options: MaskedLMOptions) -> None:
         self.options = options

@@ -52,6 +52,7 @@ class NextSentence:
     columns: tuple[str, ...] = ("sentence_starts",)
     view = "encoder"
     losses: tuple[str, ...] = (NAME,)
+    reads = ("sequence_rows",)
 
     def __init__(self, options: NextSentenceOptions) -> None:
         self.options = options

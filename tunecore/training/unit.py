@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError, TrainingError, unknown_name
+from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
+
+ENCODER_VIEW = "encoder"
+"""The view of batches for tasks that name none (heads)."""
 
 TASK_PREFIX = "tasks."
 """Parameters of a task's own module are named ``tasks.<task>.<name>``; the model's keep the names the model gives."""
@@ -80,6 +84,7 @@ class TrainUnit(nn.Module):
         self.tasks = tuple(tasks)
         self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
         self.dropout = swap_modules(self)
+        self._reads = _reads_by_view(self.tasks) if last_layer.install(model) else {}
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task."""
         for task in self.tasks:
@@ -114,7 +119,7 @@ class TrainUnit(nn.Module):
                 announced; the task is named.
         """
         self.dropout.key = batch.layout.rng_key
-        return self._losses(ForwardPass(self.model, self.family, batch), stream)
+        return self._losses(self._forward_of(batch), stream)
 
     def predict(self, batch: PackedBatch) -> Any:
         """Raw outputs of the head for one batch; the first axis is the batch's sequences.
@@ -122,12 +127,16 @@ class TrainUnit(nn.Module):
         Raises:
             ConfigError: no task of this unit predicts.
         """
-        return self._predict(ForwardPass(self.model, self.family, batch))
+        return self._predict(self._forward_of(batch))
 
     def assess(self, batch: PackedBatch) -> tuple[dict[str, LossSum], Any]:
         """Losses and the head's raw outputs, of one forward; what evaluation needs."""
-        forward = ForwardPass(self.model, self.family, batch)
+        forward = self._forward_of(batch)
         return self._losses(forward, None), self._predict(forward)
+
+    def _forward_of(self, batch: PackedBatch) -> ForwardPass:
+        reads = self._reads.get(batch.view)
+        return ForwardPass(self.model, self.family, last_layer.narrow(batch, reads) if reads else batch)
 
     def _losses(self, forward: ForwardPass, stream: Stream | None) -> dict[str, LossSum]:
         announced = forward.batch.num_targets
@@ -149,6 +158,15 @@ class TrainUnit(nn.Module):
             if isinstance(task.component, Head):
                 return task.component.predict(forward, task.module)
         raise ConfigError(f"none of the tasks {', '.join(t.name for t in self.tasks)} is a head, so none predicts")
+
+
+def _reads_by_view(tasks: Sequence[Task]) -> dict[str, frozenset[str]]:
+    """View -> what its tasks read of the hidden states; a view with a task that does not say is left out."""
+    found: dict[str, list[tuple[str, ...]]] = {}
+    for task in tasks:
+        view = getattr(task.component, "view", ENCODER_VIEW)
+        found.setdefault(view, []).append(getattr(task.component, "reads", ()))
+    return {view: frozenset(name for reads in all_ for name in reads) for view, all_ in found.items() if all(all_)}
 
 
 def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:
