@@ -11,7 +11,8 @@ from tunecore.training.run import Run
 
 OPTIMIZER = "optimizer step"
 GROUPS: dict[str, tuple[str, ...]] = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear", "aten::mkldnn_linear"),
+    "matrix products": ("tunecore::linear", "aten::mm", "aten::addmm", "aten::bmm", "aten::linear",
+                        "aten::mkldnn_linear"),
     "attention": ("tunecore::attention", "aten::_scaled_dot_product", "aten::scaled_dot_product"),
     "vocabulary loss": ("tunecore::masked_lm_loss",),
     "norms and activations": ("tunecore::residual_norm", "tunecore::bias_gelu", "aten::native_layer_norm", "aten::tanh",
@@ -24,7 +25,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
                          "aten::mul", "aten::clone", "aten::empty", "aten::index"),
 }  # fmt: skip
 """Group -> beginnings of the names of its operators; the first group that fits takes one. ``add`` and ``mul`` copy
-their way through whole activations or gradients."""
+their way through whole activations or gradients. The products of the vocabulary loss count to it where they are our own
+GEMM's, which is no operator there."""
 TOP = 20
 
 
