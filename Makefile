@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# Options all benchmarks have: make bench BENCH_ARGS=--quick shows within minutes whether they run.
+BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -64,9 +66,11 @@ test-plugins: setup ## install each package of plugins/ as a stranger would, and
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-bench: setup ## every benchmark, each beside its peer in one run
+bench: setup ## every benchmark, each beside its peer in one run; one that fails does not stop the others
 	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'
-	@for benchmark in $(BENCHMARKS); do echo "== $$benchmark" && $(BIN)/python $$benchmark || exit 1; done
+	@failed=; for benchmark in $(BENCHMARKS); do \
+	    echo "== $$benchmark"; $(BIN)/python $$benchmark $(BENCH_ARGS) || failed="$$failed $$benchmark"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(PLUGIN_SITE)

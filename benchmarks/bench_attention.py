@@ -1,94 +1,99 @@
 """Attention, forward and backward: tunecore's kernel against PyTorch's scaled_dot_product_attention, in turn.
 
-Sequences of one length, so that SDPA has no padding to pay for; 12 heads of 64. SDPA runs its best CPU path (flash)
-and its math path; with dropout 0.1 it has the math path only. FLOPs are 3.5 x those of the forward products.
-The limit is the GEMM peak of the same dtype, measured in the same run.
+12 heads of 64: sequences of one length, where SDPA has no padding to pay for, with and without dropout (with it SDPA
+has its math path only); causal; lengths drawn evenly from 16 to 512, which SDPA pads and masks; T5's relative bias with
+the gradient of its table, for which SDPA takes a float mask [1, H, L, L] that requires grad. "sdpa" is its own choice
+(flash where it can), "math" its math path. FLOPs are those of useful pairs, 3.5 x the forward products. Memory is what
+a first call in a process of its own adds at its peak, gradients included. The limit is the GEMM peak of the same dtype,
+measured in the same run. All run in one process, with freed memory kept.
 
-    python benchmarks/bench_attention.py [--dtype bf16|fp32] [--threads N] [--pairs 5]
+    python benchmarks/bench_attention.py [--dtype bf16 fp32] [--threads N] [--pairs 5] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Callable
 
 import torch
-from bench_train_step import gemm_peak
-from common import alternate, machine, record, timed_rate
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import scaled_dot_product_attention
+from attention_cases import HEADS, WIDTH, Call, Case, cases, quick_cases
+from common import (
+    DTYPES,
+    alternate,
+    arguments,
+    machine_line,
+    native_dtypes,
+    parsed,
+    peak_memory,
+    ratios,
+    record,
+    timed_rate,
+)
+from limits import gemm_peak
+from torch.nn.attention import SDPBackend
 
-from tunecore.ops import DropoutKey, attention
+from tunecore.ops._native import tune_allocator
 
-SHAPES = ((64, 32), (16, 128), (4, 512), (1, 2048))
-HEADS, WIDTH = 12, 64
+OURS, SDPA, MATH = "tunecore", "sdpa", "sdpa math"
 
 
-def contestants(batch: int, length: int, dtype: torch.dtype, p: float, seconds: float):
-    """Name -> FLOP/s of forward and backward together."""
-    torch.manual_seed(0)
-    packed = [torch.randn(batch * length, HEADS, WIDTH).to(dtype).requires_grad_() for _ in range(3)]
-    dout = torch.randn(batch * length, HEADS, WIDTH).to(dtype)
-    cu = torch.arange(0, batch * length + 1, length, dtype=torch.int32)
-    rng = DropoutKey(torch.tensor(1), torch.arange(batch), 0)
-    shape = (batch, length, HEADS, WIDTH)
-    padded = [x.detach().view(shape).transpose(1, 2).requires_grad_() for x in packed]
-    flops = int(3.5 * 4 * batch * HEADS * length * length * WIDTH)
+def make_call(name: str, case: Case, dtype: torch.dtype) -> Call:
+    if name == OURS:
+        return case.packed(dtype)
+    return case.padded(dtype, SDPBackend.MATH if name == MATH else None)
 
-    def run(call, inputs: list[Tensor], gradient: Tensor):
-        def once() -> int:
-            torch.autograd.grad(call(*inputs), inputs, gradient)
-            return flops
 
-        return lambda: timed_rate(once, seconds)
+def first_call(name: str, case: Case, dtype: torch.dtype) -> Call:
+    """For :func:`common.peak_memory`: what is needed is imported and threads are started by a small call."""
+    small = Case("", tuple(1 + n % 8 for n in range(min(2, len(case.lengths)))), case.dropout, case.causal, case.bias)
+    make_call(name, small, dtype)()
+    return make_call(name, case, dtype)
 
-    def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, cu, cu, length, length, dropout_p=p, rng=rng)
 
-    def sdpa(backend: SDPBackend | None):
-        def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            if backend is None:
-                return scaled_dot_product_attention(q, k, v, dropout_p=p)
-            with sdpa_kernel(backend):
-                return scaled_dot_product_attention(q, k, v, dropout_p=p)
+def turn(call: Call, flops: int, seconds: float) -> Callable[[], float]:
+    def once() -> int:
+        call()
+        return flops
 
-        return call
+    return lambda: timed_rate(once, seconds, 1)
 
-    as_padded = dout.view(shape).transpose(1, 2)
-    return {
-        "tunecore": run(ours, packed, dout),
-        "sdpa": run(sdpa(None), padded, as_padded),
-        "sdpa math": run(sdpa(SDPBackend.MATH), padded, as_padded),
-    }
+
+def measure(case: Case, dtype_name: str, peak: float, args: argparse.Namespace) -> str:
+    """One row of the table."""
+    dtype = DTYPES[dtype_name]
+    calls = {name: turn(make_call(name, case, dtype), case.flops, args.seconds) for name in (OURS, SDPA, MATH)}
+    figures = alternate(calls, args.pairs)
+    ratio = ratios(figures, OURS)
+    if not args.quick:
+        record(f"attention {dtype_name} {case.name}", figures, ratio, "FLOP/s")
+    mib = ""
+    if case.memory:
+        parts = [peak_memory(first_call, name, case, dtype) for name in (OURS, SDPA)]
+        mib = ", ".join("?" if part is None else f"{part:,.0f}" for part in parts)
+    ours, sdpa, math = (statistics.median(figures[name]) / 1e9 for name in (OURS, SDPA, MATH))
+    return (
+        f"| {dtype_name} {case.name} | {ours:.0f} | {sdpa:.0f} | {math:.0f} | {ratio[SDPA]:.1f}x | "
+        f"{ratio[MATH]:.1f}x | {ours * 1e9 / peak:.0%} | {mib} |"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32
-    peak = gemm_peak(dtype)
+    parser = arguments(__doc__, seconds=0.3)
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=native_dtypes())
+    args = parsed(parser)
+    tune_allocator()
     lines = [
-        "| sequences x length, dropout | tunecore GFLOP/s | sdpa | math path | ours/sdpa | ours/math | of GEMM peak |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| sequences x length | tunecore GFLOP/s | sdpa | math | ours/sdpa | ours/math | of peak | MiB, ours, sdpa |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for batch, length in SHAPES:
-        for p in (0.0, 0.1):
-            figures = alternate(contestants(batch, length, dtype, p, args.seconds), args.pairs)
-            ratios = record(f"attention {args.dtype} {batch}x{length} dropout {p}", figures, "tunecore", "FLOP/s")
-            ours, sdpa, math = (statistics.median(figures[name]) / 1e9 for name in ("tunecore", "sdpa", "sdpa math"))
-            lines.append(
-                f"| {batch} x {length}, {p} | {ours:.0f} | {sdpa:.0f} | {math:.0f} | {ratios['sdpa']:.1f}x | "
-                f"{ratios['sdpa math']:.1f}x | {ours * 1e9 / peak:.0%} |"
-            )
-    print(f"attention, forward and backward, {args.dtype}, {HEADS} heads of {WIDTH}\n")
+    peaks = {dtype: gemm_peak(DTYPES[dtype]) for dtype in args.dtype}
+    for dtype, peak in peaks.items():
+        lines += [measure(case, dtype, peak, args) for case in (quick_cases() if args.quick else cases())]
+    print(f"attention, forward and backward, {HEADS} heads of {WIDTH} ({args.pairs} alternating rounds)\n")
     print("\n".join(lines))
-    print(f"\nGEMM peak {peak / 1e9:.0f} GFLOP/s; " + "; ".join(f"{k}: {v}" for k, v in machine().items()))
+    print("\nGEMM peak " + ", ".join(f"{dtype} {peak / 1e9:.0f} GFLOP/s" for dtype, peak in peaks.items()))
+    print(machine_line())
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ Timed is the training loop, first step to last: no loading, no evaluation, no sa
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import alternate, in_own_process, table
+from common import DTYPES, OwnProcess, alternate, arguments, parsed, ratios, record, table
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -107,31 +106,31 @@ def make_trainer(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, seconds=0.0)
     parser.add_argument("--model", help="folder of a BERT checkpoint (all-MiniLM-L6-v2)")
     parser.add_argument("--data", help="SST-2 train.tsv")
     parser.add_argument("--rows", type=int, default=640)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    args = parsed(parser)
     if not (args.model and args.data):
         print("left out: it needs --model and --data")
         return
-    torch.set_num_threads(args.threads)
+    if args.quick:
+        args.rows = BATCH
     rows = read(args.data, args.rows)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     useful = sum(len(ids) for ids in tokenizer([r["text"] for r in rows], truncation=True, max_length=128)["input_ids"])
     settings = args.model, rows, args.dtype, useful
-    figures = alternate(
-        {
-            "tunecore": lambda: ours(*settings),
-            "transformers Trainer": in_own_process(make_trainer, *settings, args.threads, False),
-            "transformers Trainer, tuned": in_own_process(make_trainer, *settings, args.threads, True),
-        },
-        args.pairs,
-    )
-    table(f"fine-tuning MiniLM on {len(rows)} rows of SST-2, {args.dtype}", figures, "tunecore")
+    tunecore, trainer = "tunecore", "transformers Trainer"
+    peers = {
+        trainer: OwnProcess(make_trainer, *settings, args.threads, False),
+        f"{trainer}, tuned": OwnProcess(make_trainer, *settings, args.threads, True),
+    }
+    figures = alternate({tunecore: lambda: ours(*settings), **peers}, args.pairs)
+    title, ratio = f"fine-tuning MiniLM on {len(rows)} rows of SST-2, {args.dtype}", ratios(figures, tunecore)
+    if not args.quick:
+        record(title, figures, ratio, "useful tokens/s")
+    table(title, figures, ratio, tunecore)
 
 
 if __name__ == "__main__":

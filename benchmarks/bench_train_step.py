@@ -1,148 +1,130 @@
-"""Training step: tunecore against transformers' eager step, in turn, on the same masked rows.
+"""Training step: tunecore against transformers, in turn, on the same rows.
 
-Sequences of 32 to 128 tokens, dropout 0.1, one optimizer step a round (forward, backward, clipping, AdamW). The peers
-get the same rows padded to the longest of the batch: fp32 and bf16 autocast, eager and sdpa attention. Each peer lives
-in a process of its own, with the memory allocator as it comes, and "tuned": with freed memory kept, as tunecore sets
-it. The limit is GEMM FLOPs of the useful tokens (head at target rows only, attention included) over the fp32 or bf16
-GEMM peak measured in the same run.
+One optimizer step a round (forward, backward, clipping, AdamW), dropout 0.1: BERT-mini (32 sequences of 32 to 128
+random tokens), BERT-base (16 of them) and GPT-2 (12 layers of 768, 4 sequences of 64 to 256). The peers get the same
+rows padded to the longest of the batch: fp32 or bf16 autocast, eager or sdpa attention, or sdpa compiled by
+torch.compile for just this shape (compiled in warm-up, not counted; needs a C++ compiler). Each peer lives in a process
+of its own, with the memory allocator as it comes, and "tuned": with freed memory kept, as tunecore sets it. A few peers
+at a time take turns with tunecore, since each holds a model.
 
-    python benchmarks/bench_train_step.py [--model base|mini] [--pairs 5] [--precision auto|fp32|bf16]
+The limit is the FLOPs of the useful tokens (head at target rows only, attention included) over the GEMM peak of the
+dtype, then the optimizer's 28 bytes a parameter over the bandwidth of memory, both measured in the same run.
+
+    python benchmarks/bench_train_step.py [--model mini base gpt2] [--precision auto|fp32|bf16] [--profile]
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
-import numpy as np
-import torch
-from common import alternate, in_own_process, table, timed_rate
+from common import OwnProcess, Turn, alternate, arguments, native_dtypes, parsed, ratios, record, table, timed_turn
+from limits import step_seconds
 from peer import PeerStep, padded
-from torch import nn
-from transformers import PreTrainedModel
+from profile_step import profile_steps
+from step_models import MODELS, StepModel, make_training
+from torch import set_num_threads
 
-from tunecore.config import ModelConfig, PluginsConfig, RunConfig, TrainingConfig
-from tunecore.data.loader import StepBatches
-from tunecore.data.packing import pack
-from tunecore.models.families.builtin import FAMILIES
-from tunecore.models.loading import build_model
 from tunecore.ops._native import tune_allocator
-from tunecore.plugins import load_plugins
-from tunecore.training.precision import weight_dtype
-from tunecore.training.run import make_run
-from tunecore.training.step import train_step
-from tunecore.training.unit import Task, TrainUnit
-from tunecore.types import Example, Targets
 
-SEQUENCES = {"base": 16, "mini": 32}
-VOCABULARY = 30522
+TUNED = " tuned"
 
 
-def examples(count: int, seed: int) -> list[Example]:
-    """Rows of 32..128 random tokens, 15 % of them targets."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for row_id, length in enumerate(rng.integers(32, 129, count)):
-        ids = rng.integers(1000, VOCABULARY, length)
-        index = np.sort(rng.choice(length, max(1, round(0.15 * length)), replace=False))
-        targets = Targets(index.astype(np.int64), ids[index].astype(np.int64))
-        masked = ids.copy()
-        masked[index] = 103
-        rows.append(Example(row_id, masked.astype(np.int64), targets={"masked_lm": targets}))
-    return rows
+def default_peers(precision: str) -> list[str]:
+    """Names "attention dtype [tuned]"; of the dtypes those the machine has arithmetic for, compiled in ours."""
+    dtypes = native_dtypes()
+    compiled = dtypes[0] if precision == "auto" else precision
+    plain = ["eager fp32", "sdpa fp32", *(["eager bf16"] if "bf16" in dtypes else []), f"compile {compiled}"]
+    return ["".join(parts) for parts in product(plain, ("", TUNED))]
 
 
-def gemm_peak(dtype: torch.dtype) -> float:
-    """FLOP/s of torch.mm 4096 x 3072 x 768, the best of five."""
-    a, b = torch.randn(4096, 768).to(dtype), torch.randn(768, 3072).to(dtype)
-    best = 0.0
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = max(best, 2 * 4096 * 768 * 3072 / (time.perf_counter() - start))
-    return best
-
-
-def step_flops(model: nn.Module, rows: list[Example]) -> float:
-    """GEMM FLOPs of one step on useful tokens: 6 a weight and token, attention's two products, the head at targets."""
-    config = model.config
-    width, layers = config.hidden_size, config.num_hidden_layers
-    tokens = sum(len(row) for row in rows)
-    targets = sum(row.num_targets["masked_lm"] for row in rows)
-    per_layer = 4 * width * width + 2 * width * config.intermediate_size
-    attention = sum(len(row) ** 2 for row in rows) * 2 * width
-    return 6 * (tokens * layers * per_layer + layers * attention + targets * (width * width + width * VOCABULARY))
-
-
-def build(size: str) -> PreTrainedModel:
-    return build_model(
-        FAMILIES["bert"], frozenset({"masked_lm"}), size=size, vocab_size=VOCABULARY, max_length=128, seed=0
-    )
-
-
-def make_peer(name: str, size: str, threads: int, seconds: float) -> Callable[[], float]:
-    """A transformers model, named "attention dtype [tuned]"; its figure is useful tokens per second."""
-    torch.set_num_threads(threads)
+def make_peer(name: str, model: StepModel, threads: int, seconds: float) -> Callable[[], Turn]:
+    """A transformers model, named "attention dtype [tuned]"; its turn is useful tokens per second."""
+    set_num_threads(threads)
     attention, dtype, *tuned = name.split()
     if tuned:
         tune_allocator()
-    rows, model = examples(SEQUENCES[size], seed=0), build(size)
-    model.set_attn_implementation(attention)
-    step = PeerStep(model, 1e-4, autocast=dtype == "bf16")
-    batch = padded(pack(rows, max_tokens=1 << 20, position_offset=0, pad_id=0), 0)
-    useful = sum(len(row) for row in rows)
+    peer, compiled = model.build(), attention == "compile"
+    peer.set_attn_implementation("sdpa" if compiled else attention)
+    step = PeerStep(peer, 1e-4, autocast=dtype == "bf16", compiled=compiled)
+    batch = padded(model.pack(1 << 20), 0)
 
     def once() -> int:
         step(batch)
-        return useful
+        return model.useful
 
-    return lambda: timed_rate(once, seconds, 1)
+    once()
+    return lambda: timed_turn(once, seconds, 1)
+
+
+def compete(
+    ours: str, once: Callable[[], int], peers: Sequence[str], model: StepModel, args: argparse.Namespace
+) -> None:
+    """Alternate with all peers, ``--at-once`` of them at a time, and print and record the table."""
+    rates: dict[str, list[float]] = {ours: []}
+    ratio, faults = {ours: 1.0}, dict[str, list[float]]()
+
+    def rate_of(name: str, turn: Callable[[], Turn]) -> Callable[[], float]:
+        def run() -> float:
+            taken = turn()
+            faults.setdefault(name, []).append(taken.faults)
+            return taken.rate
+
+        return run
+
+    for start in range(0, max(1, len(peers)), args.at_once):
+        group = peers[start : start + args.at_once]
+        others = {f"transformers {p}": OwnProcess(make_peer, p, model, args.threads, args.seconds) for p in group}
+        turns = {ours: lambda: timed_turn(once, args.seconds, 1), **others}
+        figures = alternate({name: rate_of(name, turn) for name, turn in turns.items()}, args.pairs)
+        for process in others.values():
+            process.close()
+        for name, value in ratios(figures, ours).items():
+            ratio[name] = value
+            rates.setdefault(name, []).extend(figures[name])
+    title = f"{model.title} training step, {model.sequences} sequences, {model.useful} useful tokens"
+    if not args.quick:
+        record(title, rates, ratio, "useful tokens/s")
+    medians = {name: f"{statistics.median(values):,.0f}" for name, values in faults.items()}
+    table(title, rates, ratio, ours, page_faults_a_step=medians)
+
+
+def measure(model: StepModel, args: argparse.Namespace) -> None:
+    """One model: the table, the limit, the profile."""
+    ours = f"tunecore {args.precision}"
+    with tempfile.TemporaryDirectory() as folder:
+        run, once = make_training(model, args.precision, folder)
+        parameters = run.unit.parameters_by_name().values()
+        dtype = next(iter(parameters)).dtype
+        if args.profile:
+            print(profile_steps(run, once, 1 if args.quick else 5), end="\n\n")
+        rate = statistics.median(timed_turn(once, args.seconds, 1).rate for _ in range(args.pairs))
+        products, optimizer = step_seconds(model.flops(run.model), sum(p.numel() for p in parameters), dtype)
+        limit = model.useful / (products + optimizer)
+        peers = default_peers(args.precision)[2:3] if args.quick else default_peers(args.precision)
+        if args.peers is not None:
+            peers = list(filter(None, args.peers.split(",")))
+        compete(ours, once, peers, model, args)
+    print(
+        f"limit: {products * 1e3:.1f} ms of {dtype} products and {optimizer * 1e3:.1f} ms of optimizer bytes, "
+        f"{limit:,.0f} useful tokens/s; beside its measurement tunecore made {rate:,.0f}, {rate / limit:.0%} of it\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=tuple(SEQUENCES), default="mini")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser = arguments(__doc__, seconds=3.0)
+    parser.add_argument("--model", nargs="+", choices=tuple(MODELS), default=["mini", "base", "gpt2"])
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
-    parser.add_argument("--seconds", type=float, default=3.0, help="least time of one contestant's turn")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peers", default="sdpa fp32,eager bf16,sdpa bf16,eager bf16 tuned", help="comma-separated")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    parser.add_argument("--peers", help='comma-separated, such as "eager bf16,compile fp32 tuned"; "" for none')
+    parser.add_argument("--at-once", type=int, default=4, help="peers in memory at a time (BERT-base: 3 GiB each)")
+    parser.add_argument("--profile", action="store_true", help="print where the time of our step goes")
+    args = parsed(parser)
     tune_allocator()
-    rows = examples(SEQUENCES[args.model], seed=0)
-    useful = sum(len(row) for row in rows)
-    family, plugins = FAMILIES["bert"], load_plugins(PluginsConfig(load=False))
-    with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig(
-            output_dir=folder, model=ModelConfig(family="bert"), objectives={"masked_lm": 1.0},
-            training=TrainingConfig(steps=10**6, learning_rate=1e-4, precision=args.precision),
-        )  # fmt: skip
-        objective = plugins.registry.create("objective", "masked_lm")
-        unit = TrainUnit(build(args.model), family, [Task("masked_lm", objective, None, 1.0)])
-        run = make_run(config, unit, tokenizer=None, registry=plugins.registry, hooks=plugins.hooks,
-                       total_steps=10**6, steps_per_epoch=10**6)  # fmt: skip
-        unit.train()
-
-        def once() -> int:
-            batches = pack(rows, max_tokens=config.training.max_tokens, position_offset=0, pad_id=0)
-            train_step(run, StepBatches(run.step, 0, tuple(range(len(rows))), batches))
-            return useful
-
-        contestants = {f"tunecore {args.precision}": lambda: timed_rate(once, args.seconds, 1)}
-        for name in filter(None, args.peers.split(",")):
-            contestants[f"transformers {name}"] = in_own_process(
-                make_peer, name, args.model, args.threads, args.seconds
-            )
-        figures = alternate(contestants, args.pairs)
-    dtype = weight_dtype(args.precision, torch.device("cpu"))
-    limit = gemm_peak(dtype) / step_flops(unit.model, rows) * useful
-    table(f"BERT-{args.model} training step, {len(rows)} sequences, {useful} useful tokens", figures,
-          f"tunecore {args.precision}")  # fmt: skip
-    share = np.median(figures[f"tunecore {args.precision}"]) / limit
-    print(f"limit by GEMM FLOPs over the {dtype} peak: {limit:,.0f} useful tokens/s; tunecore is at {share:.0%}")
+    for name in ["tiny"] if args.quick else args.model:
+        measure(MODELS[name], args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The peer: a plain transformers training step, padded to the longest sequence of the batch, at its usual best.
 
-fp32 or bf16 autocast, eager or sdpa attention, fused AdamW, the same clipping; what the usual trainer does each step
-without the trainer's own bookkeeping.
+fp32 or bf16 autocast, eager or sdpa attention, compiled or not, fused AdamW, the same clipping; what the usual trainer
+does each step without the trainer's own bookkeeping.
 """
 
 from __future__ import annotations
@@ -16,13 +16,19 @@ from tunecore.types import PackedBatch
 
 
 def padded(batches: Sequence[PackedBatch], pad_id: int) -> dict[str, Tensor]:
-    """The same sequences, masks included, as one padded batch with labels (-100 where there is no target)."""
+    """The same sequences, masks included, as one padded batch with labels (-100 where there is no target).
+
+    The targets of causal_lm become the inputs themselves, which transformers moves by one.
+    """
     rows, labels = [], []
     for batch in batches:
         cu = batch.layout.cu_seqlens.tolist()
         flat = torch.full_like(batch.input_ids[0], -100)
-        target = batch.targets["masked_lm"]
-        flat[target.index] = target.labels
+        if "causal_lm" in batch.targets:
+            flat = batch.input_ids[0]
+        else:
+            target = batch.targets["masked_lm"]
+            flat[target.index] = target.labels
         for b in range(batch.num_sequences):
             rows.append(batch.input_ids[0, cu[b] : cu[b + 1]])
             labels.append(flat[cu[b] : cu[b + 1]])
@@ -36,12 +42,23 @@ def padded(batches: Sequence[PackedBatch], pad_id: int) -> dict[str, Tensor]:
 
 
 class PeerStep:
-    """One optimizer step of a transformers model on a padded batch."""
+    """One optimizer step of a transformers model on a padded batch.
+
+    ``compiled`` runs the model through torch.compile for the shape of its first batch; the compilation is part of the
+    first call.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, lr: float, *, autocast: bool = False, weight_decay: float = 0.01
+        self,
+        model: PreTrainedModel,
+        lr: float,
+        *,
+        autocast: bool = False,
+        compiled: bool = False,
+        weight_decay: float = 0.01,
     ) -> None:
         self.model = model.train()
+        self.forward = torch.compile(model, dynamic=False) if compiled else model
         self.autocast = autocast
         decay = [p for p in model.parameters() if p.ndim >= 2]
         rest = [p for p in model.parameters() if p.ndim < 2]
@@ -51,7 +68,7 @@ class PeerStep:
     def __call__(self, batch: dict[str, Tensor]) -> float:
         """Train on one batch; returns its loss."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
-            loss = self.model(**batch).loss
+            loss = self.forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -128,9 +128,11 @@ def threads() -> int:
 def dl(x: Tensor | None) -> Any:
     """The DLPack capsule of a tensor (None for None), to be lent to one call of the core.
 
-    ``x.__dlpack__()`` refuses a leaf that requires grad, hence the detached tensor.
+    A tensor that requires grad is refused, hence the detached one; detaching all would cost more than the capsule.
     """
-    return None if x is None else torch.utils.dlpack.to_dlpack(x.detach())  # type: ignore[attr-defined]
+    if x is None:
+        return None
+    return torch.utils.dlpack.to_dlpack(x.detach() if x.requires_grad else x)  # type: ignore[attr-defined]
 
 
 def tune_allocator() -> bool:

@@ -1,0 +1,113 @@
+"""The models of bench_train_step: their shapes, their random rows, their FLOPs, and a run of tunecore to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from tunecore.config import ModelConfig, PluginsConfig, RunConfig, TrainingConfig
+from tunecore.data.loader import StepBatches
+from tunecore.data.packing import pack
+from tunecore.models.families.builtin import FAMILIES
+from tunecore.models.loading import build_model
+from tunecore.plugins import load_plugins
+from tunecore.training.run import Run, make_run
+from tunecore.training.step import train_step
+from tunecore.training.unit import Task, TrainUnit
+from tunecore.types import Example, PackedBatch, Targets
+
+STEPS = 10**6
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """A model and the batch it is trained on."""
+
+    title: str
+    family: str
+    size: str
+    objective: str
+    sequences: int
+    lengths: tuple[int, int]
+    """Shortest and longest sequence."""
+    vocabulary: int
+
+    def build(self) -> PreTrainedModel:
+        """Random weights, always the same."""
+        return build_model(
+            FAMILIES[self.family], frozenset({self.objective}), size=self.size, vocab_size=self.vocabulary,
+            max_length=self.lengths[1], seed=0,
+        )  # fmt: skip
+
+    @cached_property
+    def rows(self) -> list[Example]:
+        """Rows of random tokens: 15 % of them targets of masked_lm, all but the first of causal_lm."""
+        rng = np.random.default_rng(0)
+        rows = []
+        for row_id, length in enumerate(rng.integers(self.lengths[0], self.lengths[1] + 1, self.sequences)):
+            ids = rng.integers(1000, self.vocabulary, length).astype(np.int64)
+            if self.objective == "causal_lm":
+                targets = Targets(np.arange(length - 1, dtype=np.int64), ids[1:])
+            else:
+                index = np.sort(rng.choice(length, max(1, round(0.15 * length)), replace=False)).astype(np.int64)
+                targets = Targets(index, ids[index])
+                ids = ids.copy()
+                ids[index] = 103
+            rows.append(Example(row_id, ids, targets={self.objective: targets}))
+        return rows
+
+    def pack(self, max_tokens: int) -> list[PackedBatch]:
+        """The rows as micro-batches."""
+        view = "causal" if self.objective == "causal_lm" else "encoder"
+        return pack(self.rows, max_tokens=max_tokens, position_offset=0, pad_id=0, view=view)
+
+    @property
+    def useful(self) -> int:
+        """Useful tokens of a step."""
+        return sum(len(row) for row in self.rows)
+
+    def flops(self, model: PreTrainedModel) -> float:
+        """FLOPs of the products of one step on useful tokens: 6 a weight and token, attention's two products (half of
+        them where it is causal), the head at targets.
+        """
+        config, rows = model.config, self.rows
+        width, layers = config.hidden_size, config.num_hidden_layers
+        inner = getattr(config, "intermediate_size", None) or 4 * width
+        causal = self.objective == "causal_lm"
+        attention = sum(len(row) ** 2 for row in rows) * (width if causal else 2 * width)
+        head = width * self.vocabulary + (0 if causal else width * width)
+        per_layer = self.useful * (4 * width * width + 2 * width * inner)
+        return 6 * (layers * (per_layer + attention) + head * sum(row.num_targets[self.objective] for row in rows))
+
+
+MODELS = {
+    "mini": StepModel("BERT-mini", "bert", "mini", "masked_lm", 32, (32, 128), 30522),
+    "base": StepModel("BERT-base", "bert", "base", "masked_lm", 16, (32, 128), 30522),
+    "gpt2": StepModel("GPT-2", "gpt2", "base", "causal_lm", 4, (64, 256), 50257),
+    "tiny": StepModel("BERT-tiny", "bert", "tiny", "masked_lm", 4, (32, 128), 2000),
+}
+
+
+def make_training(model: StepModel, precision: str, folder: str) -> tuple[Run, Callable[[], int]]:
+    """A run of tunecore, and a call that makes one step of it, packing included, and returns its useful tokens."""
+    family, plugins = FAMILIES[model.family], load_plugins(PluginsConfig(load=False))
+    config = RunConfig(
+        output_dir=folder, model=ModelConfig(family=model.family), objectives={model.objective: 1.0},
+        training=TrainingConfig(steps=STEPS, learning_rate=1e-4, precision=precision),
+    )  # fmt: skip
+    objective = plugins.registry.create("objective", model.objective)
+    unit = TrainUnit(model.build(), family, [Task(model.objective, objective, None, 1.0)])
+    run = make_run(config, unit, tokenizer=None, registry=plugins.registry, hooks=plugins.hooks, total_steps=STEPS,
+                   steps_per_epoch=STEPS)  # fmt: skip
+    unit.train()
+    row_ids = tuple(range(len(model.rows)))
+
+    def once() -> int:
+        train_step(run, StepBatches(run.step, 0, row_ids, model.pack(config.training.max_tokens)))
+        return model.useful
+
+    return run, once
