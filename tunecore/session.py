@@ -208,8 +208,9 @@ def with_known_length(config: RunConfig) -> RunConfig:
     saved = read_config(resolve_model(config.model.checkpoint))
     entry = saved.get(CONFIG_KEY) or {}
     positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
-    # RoBERTa's table has pad_id + 1 rows that no token uses.
-    unused = (saved.get("pad_token_id") or 0) + 1 if saved.get("model_type") == "roberta" else 0
+    # RoBERTa's table, and that of its multilingual kin, has pad_id + 1 rows that no token uses.
+    skips = saved.get("model_type") in ("roberta", "xlm-roberta")
+    unused = (saved.get("pad_token_id") or 0) + 1 if skips else 0
     length = entry.get("max_length") or min(config.data.length, positions - unused)
     return replace(config, data=replace(config.data, max_length=int(length)))
 

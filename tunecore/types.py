@@ -299,7 +299,11 @@ class Record(NamedTuple):
 
 @runtime_checkable
 class Family(Protocol):
-    """What differs per transformers ``model_type``. One object a family; no state."""
+    """What differs per transformers ``model_type``. One object a family; no state.
+
+    Optional: ``padded = True`` for a model whose attention knows no packed rows (its batches are padded inside the
+    model), and ``sequence_pooling(model)``, "first", "last" or "mean", where ``sequence_row`` is not all there is.
+    """
 
     model_type: str
     sequence_row: Literal["first", "last"]

@@ -12,23 +12,32 @@ from transformers import PreTrainedModel
 
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
+from tunecore.models.padded import padded_hidden
 from tunecore.types import PackedLayout
 
+_BERT_LIKE = ("bert", "roberta", "electra", "albert", "ernie", "xlm-roberta", "deberta", "deberta-v2")
 NO_DROPOUT: dict[str, dict[str, Any]] = {
-    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    "electra": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    **{name: {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} for name in _BERT_LIKE},
+    "albert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout_prob": 0.0},
     "distilbert": {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
+    "modernbert": {},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {},
+    "mistral": {},
 }
 ATTENTION_DROPOUT = {
-    "bert": "attention_probs_dropout_prob",
-    "roberta": "attention_probs_dropout_prob",
-    "electra": "attention_probs_dropout_prob",
-    "distilbert": "attention_dropout",
+    **dict.fromkeys(_BERT_LIKE, "attention_probs_dropout_prob"),
+    **dict.fromkeys(("distilbert", "modernbert", "llama", "mistral"), "attention_dropout"),
     "gpt2": "attn_pdrop",
 }
-PAD = {"roberta": 1}
+HIDDEN_DROPOUT: dict[str, dict[str, Any]] = {
+    **{name: {"hidden_dropout_prob": 0.3} for name in _BERT_LIKE},
+    "distilbert": {"dropout": 0.3},
+    "modernbert": {"embedding_dropout": 0.3, "mlp_dropout": 0.3, "attention_dropout": 0.3},
+    "gpt2": {"resid_pdrop": 0.3, "embd_pdrop": 0.3},
+}
+"""Families with dropout beside that of attention (Llama has none)."""
+PAD = {"roberta": 1, "xlm-roberta": 1}
 VOCAB = 61
 
 
@@ -63,6 +72,14 @@ class Packed(NamedTuple):
             "max_length_q": layout.max_seqlen,
             "max_length_k": layout.max_seqlen,
         }
+
+    def hidden(self, model_type: str, model: PreTrainedModel, names: str = "packed") -> Tensor:
+        """Hidden states [T, E] of the backbone, by the packed or the padded way as the family has it."""
+        backbone, inputs = FAMILIES[model_type].backbone(model), self.inputs(names)
+        if not getattr(FAMILIES[model_type], "padded", False):
+            return backbone(**inputs).last_hidden_state[0]
+        tokens = {name: tensor for name, tensor in inputs.items() if name.endswith("_ids")}
+        return padded_hidden(backbone, tokens, self.layout, len(self.sequences), PAD.get(model_type, 0))
 
     def padded_inputs(self) -> dict[str, Any]:
         found: dict[str, Any] = {"input_ids": self.padded_ids, "attention_mask": self.mask}
@@ -109,8 +126,7 @@ def pack(model_type: str, model: PreTrainedModel, lengths: list[int], seed: int 
 def small(model_type: str, tasks: set[str], seed: int = 0, max_length: int = 24, **overrides: Any) -> PreTrainedModel:
     """A model of 2 blocks and width 32 without dropout."""
     shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
-    wide = {"bert": "intermediate_size", "roberta": "intermediate_size", "electra": "intermediate_size"}
-    shape[wide.get(model_type, "hidden_dim" if model_type == "distilbert" else "n_inner")] = 48
+    shape[{"distilbert": "hidden_dim", "gpt2": "n_inner"}.get(model_type, "intermediate_size")] = 48
     return build_model(
         FAMILIES[model_type],
         frozenset(tasks),
@@ -135,3 +151,8 @@ def make_packed() -> Callable[..., Packed]:
 @pytest.fixture(scope="session")
 def attention_dropout() -> dict[str, str]:
     return ATTENTION_DROPOUT
+
+
+@pytest.fixture(scope="session")
+def hidden_dropout() -> dict[str, dict[str, Any]]:
+    return HIDDEN_DROPOUT

@@ -15,7 +15,7 @@ from tunecore.models import packed
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.types import PackedLayout
 
-MODEL_TYPES = sorted(FAMILIES)
+MODEL_TYPES = [name for name in sorted(FAMILIES) if not getattr(FAMILIES[name], "padded", False)]
 
 
 def twin(model, implementation):

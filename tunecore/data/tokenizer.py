@@ -31,8 +31,9 @@ Kind = Literal["wordpiece", "bpe"]
 _WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _GPT2_SPECIALS = ("<|endoftext|>",)
-_BPE_FAMILIES = ("gpt2", "roberta")
-_CAUSAL_FAMILIES = ("gpt2",)
+_LLAMA_SPECIALS = ("<s>", "</s>", "<pad>")
+_CAUSAL_FAMILIES = ("gpt2", "llama", "mistral")
+_BPE_FAMILIES = (*_CAUSAL_FAMILIES, "roberta", "xlm-roberta", "modernbert", "deberta")
 _LARGEST_ALPHABET = 1000
 """Most characters a WordPiece vocabulary spells out; rarer ones are unknown (BERT's trainer has the same limit)."""
 _MIN_FREQUENCY = 2
@@ -61,7 +62,7 @@ def roles(tokenizer: PreTrainedTokenizerFast) -> Roles:
 
 
 def default_kind(family: str) -> Kind:
-    """WordPiece for encoders of BERT's kin, byte-level BPE for decoders and RoBERTa."""
+    """WordPiece for encoders of BERT's kin, byte-level BPE for decoders and for RoBERTa's kin."""
     return "bpe" if family in _BPE_FAMILIES else "wordpiece"
 
 
@@ -153,15 +154,20 @@ def _bpe(pieces: _Pieces, vocab_size: int, family: str, progress: bool) -> PreTr
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     causal = family in _CAUSAL_FAMILIES
+    specials = _GPT2_SPECIALS if family == "gpt2" else _LLAMA_SPECIALS if causal else _ROBERTA_SPECIALS
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(_GPT2_SPECIALS if causal else _ROBERTA_SPECIALS),
+        vocab_size=vocab_size, special_tokens=list(specials),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=progress,
         min_frequency=_MIN_FREQUENCY,
     )
     tokenizer.train_from_iterator(iter(pieces), trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     if causal:
-        return GPT2Tokenizer(vocab=_by_id(tokenizer), merges=merges, pad_token=_GPT2_SPECIALS[0])
+        # One token for all (GPT-2), or one for each (Llama), none of them for unknown text: bytes are always known.
+        bos, eos, pad = specials[0], specials[1 % len(specials)], specials[-1]
+        return GPT2Tokenizer(
+            vocab=_by_id(tokenizer), merges=merges, bos_token=bos, eos_token=eos, pad_token=pad, unk_token=eos
+        )
     return RobertaTokenizer(vocab=_by_id(tokenizer), merges=merges)
 
 

@@ -114,6 +114,9 @@ def check_config(family: Family, config: PreTrainedConfig, where: str) -> None:
         raise ConfigError(f"{where}: is_decoder is set, but {family.model_type} is an encoder here")
     if getattr(config, "add_cross_attention", False):
         raise ConfigError(f"{where}: add_cross_attention is set, but {family.model_type} has one stack here")
+    heads, kv_heads = (getattr(config, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
+    if heads and kv_heads and heads % kv_heads:
+        raise ConfigError(f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
     positions = getattr(config, "position_embedding_type", None)
     if positions not in (None, "absolute"):
         raise ConfigError(f"{where}: position_embedding_type {positions!r} is no longer known to transformers")
@@ -179,7 +182,8 @@ def check_tensors(
         CheckpointError: weights and config.json are of different models.
         ConfigError: config.json makes no model.
     """
-    depth = getattr(config, "num_hidden_layers", 0)
+    # Layers with tensors of their own: ALBERT's share those of a group.
+    depth = getattr(config, "num_hidden_groups", getattr(config, "num_hidden_layers", 0))
     if depth > len(tensors):
         raise CheckpointError(f"{folder}: config.json says {depth} layers, but there are {len(tensors)} tensors in all")
     try:

@@ -8,25 +8,39 @@ module's own way. Shape letters: T rows, E hidden width, F feed-forward width.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.activations import GELUActivation, NewGELUActivation
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.pytorch_utils import Conv1D
 
+from tunecore.models.invocation import invocation, site_of_call
+from tunecore.models.packed import with_many_names
 from tunecore.ops import NormDropout, _native, bias_gelu, dropout, embedding, linear, residual_norm
 
-_BERT_LIKE = ("bert", "roberta", "electra")
-_OUTPUTS, _INTERMEDIATES = (
-    frozenset(
-        (f"transformers.models.{name}.modeling_{name}", f"{name.capitalize()}{part}")
-        for name in _BERT_LIKE
-        for part in parts
-    )
-    for parts in (("SelfOutput", "Output"), ("Intermediate",))
-)
-"""(module, class) of what is swapped; by name, so that no model's code is imported for it."""
+
+def _named(parts: tuple[str, ...], prefixes: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    """(module, class) of what is swapped; by name, so that no model's code is imported for it."""
+    folders = ((f"transformers.models.{name}.modeling_{name}", prefix) for name, prefix in prefixes.items())
+    return frozenset((folder, prefix + part) for folder, prefix in folders for part in parts)
+
+
+_BERT_LIKE = {
+    "bert": "Bert",
+    "roberta": "Roberta",
+    "electra": "Electra",
+    "ernie": "Ernie",
+    "xlm_roberta": "XLMRoberta",
+    "deberta_v2": "DebertaV2",
+}
+_OUTPUTS = _named(("SelfOutput", "Output"), _BERT_LIKE)
+_INTERMEDIATES = _named(("Intermediate",), _BERT_LIKE)
+_RMS_NORMS = _named(("RMSNorm",), {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"})
+_SHARED_LAYERS = _named(("Transformer",), {"albert": "Albert"})
 
 
 class DropoutSource:
@@ -59,7 +73,9 @@ class CounterDropout(nn.Dropout):
     def draw(self) -> NormDropout | None:
         """What a kernel is to draw; None where nothing is dropped, or only torch's own way does it."""
         key = self.source.key
-        return NormDropout(self.p, key, self.site) if self.drops and self.p < 1.0 and key is not None else None
+        if not self.drops or self.p >= 1.0 or key is None:
+            return None
+        return NormDropout(self.p, key, site_of_call(self.site))
 
 
 class KernelLinear(nn.Linear):
@@ -90,6 +106,20 @@ class KernelLayerNorm(nn.LayerNorm):
         if _is_affine(self) and _native.serves(input) and input.dtype == self.weight.dtype:
             return residual_norm(input, self.weight, self.bias, eps=self.eps)
         return super().forward(input)
+
+
+class KernelRMSNorm(nn.Module):
+    """The RMSNorm of Llama's kin on our kernel: one pass where transformers makes six."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The norm of ``hidden_states`` [..., E]."""
+        if not _native.serves(hidden_states) or hidden_states.dtype != self.weight.dtype:
+            normed: Tensor = super().forward(hidden_states)
+            return normed
+        return residual_norm(hidden_states, self.weight, eps=self.variance_epsilon, centred=False)
 
 
 class KernelEmbedding(nn.Embedding):
@@ -156,6 +186,36 @@ class FusedIntermediate(nn.Module):
         return bias_gelu(linear(hidden_states, dense.weight), dense.bias, tanh=tanh)
 
 
+class NumberedLayers(nn.Module):
+    """ALBERT's loop over layers that share their weights: each call says its number, and may be recomputed alone."""
+
+    embedding_hidden_mapping_in: nn.Linear
+    albert_layer_groups: nn.ModuleList
+    gradient_checkpointing = False
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> BaseModelOutput:
+        """[..., E'] of the embeddings -> [..., E]."""
+        config: Any = self.config
+        hidden_states = self.embedding_hidden_mapping_in(hidden_states)
+        for number in range(config.num_hidden_layers):
+            # Rounded as transformers rounds, or a layer at the edge of a group would take the weights of another.
+            group = self.albert_layer_groups[int(number / (config.num_hidden_layers / config.num_hidden_groups))]
+            call: Callable[..., Tensor] = functools.partial(self._call, number, group, **kwargs)
+            if self.gradient_checkpointing and self.training:
+                hidden_states = self._gradient_checkpointing_func(call, hidden_states, attention_mask)  # type: ignore[operator]
+            else:
+                hidden_states = call(hidden_states, attention_mask)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+    @staticmethod
+    def _call(
+        number: int, group: nn.Module, hidden_states: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Tensor:
+        with invocation(number):
+            called: Tensor = group(hidden_states, attention_mask, **kwargs)
+        return called
+
+
 _SIMPLE: dict[type, type] = {
     nn.Linear: KernelLinear,
     Conv1D: KernelConv1D,
@@ -165,29 +225,49 @@ _SIMPLE: dict[type, type] = {
     NewGELUActivation: KernelNewGelu,
 }
 
+_BY_NAME: dict[type, frozenset[tuple[str, str]]] = {
+    FusedOutput: _OUTPUTS,
+    FusedIntermediate: _INTERMEDIATES,
+    KernelRMSNorm: _RMS_NORMS,
+}
+
 
 def swap_modules(module: nn.Module) -> DropoutSource:
     """Swap every module below ``module`` that our ops serve; returns the common source of their dropout.
 
-    A dropout module that is called several times in one forward (shared layers) would draw one mask for all calls, so
-    a model that has the same module under several names keeps torch's dropout.
+    A dropout module that stands under several names would draw one mask for all its calls and keeps torch's dropout;
+    one of layers that are called in a loop is told which call it is (:func:`number_shared_layers`).
     """
     source, site = DropoutSource(), 0
-    named = [m for _, m in module.named_modules(remove_duplicate=False)]
-    shared = len(named) != len(set(map(id, named)))
+    number_shared_layers(module)
+    several = with_many_names(module)
     for one in module.modules():
         kind: Any = type(one)
-        if kind in (nn.Dropout, CounterDropout) and not shared:
+        if kind in (nn.Dropout, CounterDropout) and id(one) not in several:
             one.__class__ = CounterDropout
             one.source, one.site = source, site  # type: ignore[assignment]
             site += 1
         elif kind in _SIMPLE and (kind is not GELUActivation or one.act is nn.functional.gelu):
             one.__class__ = _SIMPLE[kind]
-        elif (kind.__module__, kind.__name__) in _OUTPUTS:
-            one.__class__ = swapped_class(FusedOutput, kind)
-        elif (kind.__module__, kind.__name__) in _INTERMEDIATES:
-            one.__class__ = swapped_class(FusedIntermediate, kind)
+        else:
+            name = kind.__module__, kind.__name__
+            for ours, theirs in _BY_NAME.items():
+                if name in theirs:
+                    one.__class__ = swapped_class(ours, kind)
     return source
+
+
+def number_shared_layers(model: nn.Module) -> None:
+    """Have the loops over shared layers say which call of a layer is made, so that each draws its own dropout.
+
+    transformers has no gradient checkpointing for such a model; the loop here has.
+    """
+    for one in model.modules():
+        kind: Any = type(one)
+        if (kind.__module__, kind.__name__) in _SHARED_LAYERS:
+            one.__class__ = swapped_class(NumberedLayers, kind)
+    if isinstance(model, PreTrainedModel) and any(isinstance(one, NumberedLayers) for one in model.modules()):
+        model.supports_gradient_checkpointing = True
 
 
 @functools.cache

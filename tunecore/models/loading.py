@@ -32,6 +32,7 @@ from tunecore.models.folder import (
     read_tensors,
     saved_class,
 )
+from tunecore.models.fused import number_shared_layers
 from tunecore.models.packed import assign_sites
 from tunecore.types import Family
 
@@ -88,13 +89,13 @@ def build_model(
         raise ConfigError(unknown_name("model.size", size, SIZES))
     cls = family.auto_class(tasks)
     overrides = dict(overrides or {})
-    known = field_names(cls.config_class)
-    for name in overrides:
-        if name not in known:
-            raise ConfigError(f"model.overrides: {unknown_name(f'field of {cls.config_class.__name__}', name, known)}")
     fields = family.config_fields(
         **SIZES[size]._asdict(), vocab_size=vocab_size, max_length=max_length, tokenizer=tokenizer
     )
+    known = field_names(cls.config_class) | set(fields)
+    for name in overrides:
+        if name not in known:
+            raise ConfigError(f"model.overrides: {unknown_name(f'field of {cls.config_class.__name__}', name, known)}")
     config = make_config(cls.config_class, {**fields, **overrides, **(extra_config or {})}, "model.overrides")
     check_config(family, config, "model.overrides")
     try:
@@ -270,6 +271,7 @@ def _quiet() -> Iterator[None]:
 def _finish(model: PreTrainedModel) -> PreTrainedModel:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
+    number_shared_layers(model)
     assign_sites(model)
     return model
 

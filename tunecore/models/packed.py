@@ -9,6 +9,7 @@ Shape letters: T tokens in the batch, S keys, H heads, K kv-heads, D head width,
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, find_packed_sequence_indices, sdpa_mask
 
 from tunecore.errors import ConfigError
+from tunecore.models.invocation import site_of_call
 from tunecore.ops import DropoutKey, attention
 from tunecore.types import PackedLayout
 
@@ -26,6 +28,9 @@ ATTENTION = "tunecore"
 
 SITE = "_tunecore_site"
 """Attribute of an attention module: its static dropout site."""
+
+MANY_NAMES = -1
+"""The site of a module that a model holds under several names: which of them is called cannot be known."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "position_bias", "cache")
 _FLASH_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -123,12 +128,21 @@ def assign_sites(model: nn.Module) -> int:
     """Give every attention module its dropout site: 0, 1, ... in module order. Returns how many there are.
 
     A site is a property of the module, not a call counter, so a layer recomputed under gradient checkpointing draws
-    the mask it drew before, and layers differ.
+    the mask it drew before, and layers differ; calls of one layer differ by :mod:`tunecore.models.invocation`.
     """
     modules = [module for module in model.modules() if hasattr(module, "is_causal")]
+    several = with_many_names(model)
     for site, module in enumerate(modules):
-        setattr(module, SITE, site)
+        setattr(module, SITE, MANY_NAMES if id(module) in several else site)
     return len(modules)
+
+
+def with_many_names(model: nn.Module) -> set[int]:
+    """Ids of the modules that ``model`` holds under several names: each is called once a name, with nothing to tell
+    the calls apart.
+    """
+    counts = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    return {one for one, count in counts.items() if count > 1}
 
 
 def _is_same(q_length: int | Tensor, kv_length: int | Tensor) -> bool:
@@ -166,7 +180,8 @@ def _spans_of_layout(module: nn.Module, packed: PackedLayout, causal: bool, drop
                 + ("its dropout site is not set" if site is None else "the layout has an rng_key but no row_ids"),
                 hint="Call tunecore.models.packed.assign_sites(model) once, and give the layout row_ids.",
             )
-        rng = DropoutKey(packed.rng_key, packed.row_ids, site)
+        key = _key_of_torch(packed.rng_key.device) if site == MANY_NAMES else packed.rng_key
+        rng = DropoutKey(key, packed.row_ids, 0 if site == MANY_NAMES else site_of_call(site))
     return _Spans(queries[0], keys[0], queries[1], keys[1], rng)
 
 
@@ -186,10 +201,14 @@ def _spans_of_names(query: Tensor, kwargs: dict[str, Any], dropout: float) -> _S
     cu_q, cu_k, max_q, max_k = (kwargs[name] for name in _FLASH_NAMES)
     rng = None
     if dropout > 0.0:
-        # Under gradient checkpointing torch restores its generator before the recomputation, so the key returns.
-        key = torch.randint(0, 2**62, (), dtype=torch.int64, device=query.device)
+        key = _key_of_torch(query.device)
         rng = DropoutKey(key, torch.arange(cu_q.shape[0] - 1, device=query.device), 0)
     return _Spans(cu_q.to(torch.int32), cu_k.to(torch.int32), int(max_q), int(max_k), rng)
+
+
+def _key_of_torch(device: torch.device) -> Tensor:
+    """A key of this call from torch's generator, which gradient checkpointing restores before it recomputes."""
+    return torch.randint(0, 2**62, (), dtype=torch.int64, device=device)
 
 
 def _check_supported(module: nn.Module, query: Tensor, attention_mask: Tensor | None, kwargs: dict[str, Any]) -> None:

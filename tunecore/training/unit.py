@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
+from tunecore.models.padded import padded_hidden
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
 ENCODER_VIEW = "encoder"
@@ -53,16 +54,33 @@ class ForwardPass:
                 # Given even where all are 0: the model's own default is a table no longer than one sequence.
                 types = batch.token_type_ids
                 inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
-            output = self.family.backbone(self.model)(**inputs, packed=batch.layout, use_cache=False)
-            self._hidden = output.last_hidden_state[0]
+            backbone = self.family.backbone(self.model)
+            if getattr(self.family, "padded", False):
+                pad_id = self.model.config.pad_token_id or 0
+                self._hidden = padded_hidden(backbone, inputs, batch.layout, batch.num_sequences, pad_id)
+            else:
+                output = backbone(**inputs, packed=batch.layout, use_cache=False)
+                self._hidden = output.last_hidden_state[0]
         return self._hidden
 
     def sequence_rows(self) -> Tensor:
-        """The row each sequence is read from, first or last token by family: [B, E], the filler left out."""
+        """What each sequence is read from, its first or last row or their mean by family: [B, E], no filler."""
         count = self.batch.num_sequences
-        ends = self.batch.layout.cu_seqlens
-        rows = ends[:count] if self.family.sequence_row == "first" else ends[1 : count + 1] - 1
-        return self.hidden().index_select(0, rows.long())
+        ends = self.batch.layout.cu_seqlens[: count + 1].long()
+        pooling = getattr(self.family, "sequence_pooling", lambda model: self.family.sequence_row)(self.model)
+        if pooling == "mean":
+            return sequence_means(self.hidden(), ends)
+        rows = ends[:-1] if pooling == "first" else ends[1:] - 1
+        return self.hidden().index_select(0, rows)
+
+
+def sequence_means(hidden_TE: Tensor, ends: Tensor) -> Tensor:
+    """The mean of each sequence's rows, summed in float32: [T, E], int64 [B + 1] -> [B, E]."""
+    lengths_B = ends.diff()
+    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=ends.device), lengths_B)
+    rows_TE = hidden_TE[: sequence_T.shape[0]].float()
+    sums_BE = rows_TE.new_zeros(len(lengths_B), hidden_TE.shape[1]).index_add(0, sequence_T, rows_TE)
+    return (sums_BE / lengths_B[:, None]).to(hidden_TE.dtype)
 
 
 class TrainUnit(nn.Module):

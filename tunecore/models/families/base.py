@@ -32,6 +32,7 @@ class TransformersFamily:
     sequence_row: Literal["first", "last"] = "first"
     causal: bool = False
     token_types: int = 0
+    padded: bool = False
 
     backbone_class: ClassVar[str] = ""
     classes: ClassVar[Mapping[str, frozenset[str]]] = {}
@@ -56,6 +57,10 @@ class TransformersFamily:
         """The backbone's pooler on rows [B, E] -> [B, E]; the rows themselves where it has none."""
         pooler = getattr(self.backbone(model), "pooler", None)
         return rows_BE if pooler is None else pooler(rows_BE.unsqueeze(1))
+
+    def sequence_pooling(self, model: PreTrainedModel) -> Literal["first", "last", "mean"]:
+        """What stands for a sequence: its first or last row, as ``sequence_row`` says."""
+        return self.sequence_row
 
     def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The prediction head up to its last product: rows [N, E] -> (hidden [N, E'], weight [V, E'], bias [V]).
@@ -85,7 +90,8 @@ class TransformersFamily:
         blocks: list[tuple[str, ...]] = [(f"{base}{self.blocks_path}.{name}.",) for name in names]
         top = tuple(f"{base}{part}." for part in self.top_parts)
         blocks[-1:] = [last + top for last in blocks[-1:]]
-        embeddings = tuple(f"{base}{part}." for part in self.embedding_parts if hasattr(backbone, part))
+        present = {name for name, _ in backbone.named_modules()}
+        embeddings = tuple(f"{base}{part}." for part in self.embedding_parts if part in present)
         inner = {part.split(".")[0] for part in (*self.embedding_parts, *self.top_parts, self.blocks_path)}
         heads = [f"{base}{name}." for name, _ in backbone.named_children() if name not in inner]
         if backbone is not model:
