@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoTokenizer
 
 from tunecore.data.tokenizer import (
     default_kind,
@@ -23,12 +23,15 @@ TEXTS = [f"The quick brown fox number {i} jumps over the lazy dog, caf\u00e9 {i 
     ("family", "cls", "mask"),
     [
         ("bert", "[CLS]", "[MASK]"), ("distilbert", "[CLS]", "[MASK]"), ("electra", "[CLS]", "[MASK]"),
-        ("roberta", "<s>", "<mask>"), ("gpt2", None, None),
+        ("roberta", "<s>", "<mask>"), ("gpt2", None, None), ("albert", "[CLS]", "[MASK]"), ("ernie", "[CLS]", "[MASK]"),
+        ("deberta-v2", "[CLS]", "[MASK]"), ("deberta", "<s>", "<mask>"), ("xlm-roberta", "<s>", "<mask>"),
+        ("modernbert", "<s>", "<mask>"), ("llama", None, None), ("mistral", None, None),
     ],
 )
 def test_a_trained_tokenizer_loads_anywhere(tmp_path, family, cls, mask):
     tokenizer = train_tokenizer(TEXTS, vocab_size=400, family=family, max_length=32)
     tokenizer.save_pretrained(tmp_path)
+    CONFIG_MAPPING[family]().save_pretrained(tmp_path)  # transformers looks there for the kind of tokenizer
     again = AutoTokenizer.from_pretrained(tmp_path)
     ours = load_tokenizer(tmp_path)
     text = "The lazy fox, cafe\u0301?"

@@ -65,7 +65,11 @@ def test_every_checkpoint_loads_in_transformers(pretrain, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "objective"),
-    [("roberta", "masked_lm"), ("distilbert", "masked_lm"), ("electra", "masked_lm"), ("gpt2", "causal_lm")],
+    [
+        *[(family, "masked_lm") for family in ("roberta", "distilbert", "electra", "albert", "ernie", "xlm-roberta")],
+        *[(family, "masked_lm") for family in ("modernbert", "deberta", "deberta-v2")],
+        *[(family, "causal_lm") for family in ("gpt2", "llama", "mistral")],
+    ],
 )
 def test_every_family_pretrains_and_finetunes(family, objective, topics, text_file, reviews, tmp_path):
     engine = Engine.from_scratch(family, size="tiny", text=topics[:40], vocab_size=600, max_length=48)
@@ -84,8 +88,9 @@ def test_every_family_pretrains_and_finetunes(family, objective, topics, text_fi
     torch.testing.assert_close(logits.softmax(-1), scores, atol=2e-5, rtol=1e-4)
 
 
-def test_a_decoder_generates(topics, text_file, tmp_path):
-    engine = Engine.from_scratch("gpt2", size="tiny", text=topics[:40], vocab_size=600, max_length=48)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_generates(family, topics, text_file, tmp_path):
+    engine = Engine.from_scratch(family, size="tiny", text=topics[:40], vocab_size=600, max_length=48)
     engine.pretrain(str(text_file), steps=3, batch_size=8, output_dir=tmp_path / "run", progress=False, eval_fraction=0)
     prompts = ["The for statement", "If"]
     batched = engine.generate(prompts, max_new_tokens=8, do_sample=False)

@@ -101,8 +101,12 @@ def test_a_single_row_keeps_its_sliding_window():
             torch.testing.assert_close(together[:, start:stop], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_generate_of_a_left_padded_batch_equals_eager(make_small):
-    model = make_small("gpt2", {"causal_lm"}, max_length=40, pad_token_id=0).eval()
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [("gpt2", {}), ("llama", {"num_key_value_heads": 1}), ("mistral", {"num_key_value_heads": 1, "sliding_window": 6})],
+)
+def test_generate_of_a_left_padded_batch_equals_eager(model_type, options, make_small):
+    model = make_small(model_type, {"causal_lm"}, max_length=40, pad_token_id=0, **options).eval()
     eager = twin(model, "eager")
     ids = torch.randint(4, 60, (3, 9), generator=torch.Generator().manual_seed(5))
     mask = torch.ones_like(ids)

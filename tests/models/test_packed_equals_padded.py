@@ -233,7 +233,7 @@ def test_dropout_is_the_rows_own_and_survives_recomputation(model_type, make_sma
         assert torch.equal(family.backbone(model)(**keyless).last_hidden_state, plain)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "albert", "llama"])
 def test_dropout_does_not_depend_on_the_packing(model_type, make_small, make_packed, attention_dropout):
     family = FAMILIES[model_type]
     model = make_small(model_type, {"masked_lm", "causal_lm"}, **{attention_dropout[model_type]: 0.4}).train()
@@ -265,12 +265,21 @@ def test_dropout_under_transformers_names_draws_from_torchs_generator(make_small
     assert not torch.allclose(results[0][0], results[2][0], atol=1e-3)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gpt2"])
-def test_compiles_as_one_graph(model_type, make_small, make_packed):
+QUICK = ("bert", "gpt2")
+"""Compiled in every run of the tests; the others where there is time."""
+
+
+@pytest.mark.parametrize(
+    "model_type", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PACKED_TYPES]
+)
+def test_compiles_as_one_graph(model_type, make_small, make_packed, attention_dropout):
     family = FAMILIES[model_type]
-    model = make_small(model_type, {"masked_lm", "causal_lm"})
+    model = make_small(model_type, {"masked_lm", "causal_lm"}, **{attention_dropout[model_type]: 0.2})
+    for module in model.modules():
+        if hasattr(module, "out_drop"):
+            module.out_drop.p = 0.0
     batch = make_packed(model_type, model, [7, 9, 5], key=7)
-    backbone = family.backbone(model).eval()
+    backbone = family.backbone(model).train()
     inputs = batch.inputs()
     want = backbone(**inputs).last_hidden_state
     torch._dynamo.reset()

@@ -71,7 +71,7 @@ def test_masked_lm_and_next_sentence_in_one_forward_equal_bert_for_pretraining(t
     assert losses["next_sentence"].total.item() == pytest.approx(relation, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra"])
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if not family.causal))
 def test_masked_lm_equals_every_encoders_own_head(name, tmp_path):
     unit, examples, batch, pad_id = build(name, [MaskedLM(MaskedLMOptions())], tmp_path)
     ids, mask, _, labels = padded(examples, pad_id, "masked_lm")
@@ -91,8 +91,9 @@ def test_next_sentence_has_a_layer_of_its_own_where_the_class_has_none(tmp_path)
     assert unit.parameters_by_name()["tasks.next_sentence.weight"].grad.abs().max() > 0
 
 
-def test_causal_lm_equals_transformers_shifted_loss(tmp_path):
-    unit, examples, batch, pad_id = build("gpt2", [CausalLM(CausalLMOptions())], tmp_path)
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.causal))
+def test_causal_lm_equals_transformers_shifted_loss(name, tmp_path):
+    unit, examples, batch, pad_id = build(name, [CausalLM(CausalLMOptions())], tmp_path)
     assert batch.view == "causal"
     ids, mask, _, _ = padded(examples, pad_id, "causal_lm")
     labels = torch.where(mask.bool(), ids, -100)
