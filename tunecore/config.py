@@ -33,7 +33,7 @@ class ModelConfig:
     """Which model, from scratch or from a checkpoint."""
 
     family: str | None = None
-    """transformers model_type to build from scratch: bert, roberta, distilbert, electra, gpt2."""
+    """transformers model_type to build from scratch: bert, roberta, albert, modernbert, gpt2, llama and others."""
     size: str = "mini"
     """tiny (2x128), mini (4x256), small (4x512), medium (8x512), base (12x768), large (24x1024)."""
     checkpoint: str | None = None
