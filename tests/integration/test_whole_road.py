@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from tunecore import Engine
+from tunecore import Engine, RunConfig
+from tunecore.config import ModelConfig
+from tunecore.session import with_known_length
 
 
 def test_from_text_to_a_saved_classifier(topics, text_file, reviews, tmp_path):
@@ -66,9 +68,12 @@ def test_every_checkpoint_loads_in_transformers(pretrain, tmp_path):
 @pytest.mark.parametrize(
     ("family", "objective"),
     [
-        *[(family, "masked_lm") for family in ("roberta", "distilbert", "electra", "albert", "ernie", "xlm-roberta")],
-        *[(family, "masked_lm") for family in ("modernbert", "deberta", "deberta-v2")],
-        *[(family, "causal_lm") for family in ("gpt2", "llama", "mistral")],
+        *[(family, "masked_lm") for family in ("roberta", "distilbert", "electra", "albert")],
+        *[(family, "masked_lm") for family in ("modernbert", "deberta-v2")],
+        *[(family, "causal_lm") for family in ("gpt2", "llama")],
+        # Those that differ little from one above.
+        *[pytest.param(family, "masked_lm", marks=pytest.mark.slow) for family in ("ernie", "xlm-roberta", "deberta")],
+        pytest.param("mistral", "causal_lm", marks=pytest.mark.slow),
     ],
 )
 def test_every_family_pretrains_and_finetunes(family, objective, topics, text_file, reviews, tmp_path):
@@ -86,6 +91,13 @@ def test_every_family_pretrains_and_finetunes(family, objective, topics, text_fi
         logits = plain(**tokenizer(["a fine film"], return_tensors="pt")).logits
     scores = torch.tensor([list(predictions[0].scores.values())])
     torch.testing.assert_close(logits.softmax(-1), scores, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "unused"), [("bert", 0), ("roberta", 2), ("xlm-roberta", 2)])
+def test_a_folder_of_transformers_is_read_as_far_as_its_positions_go(family, unused, tmp_path):
+    CONFIG_MAPPING[family](max_position_embeddings=40).save_pretrained(tmp_path)
+    config = with_known_length(RunConfig(model=ModelConfig(checkpoint=str(tmp_path))))
+    assert config.data.max_length == 40 - unused
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

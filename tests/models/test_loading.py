@@ -75,6 +75,37 @@ def test_sizes_set_each_family_s_own_names(model_type, tokenizer):
     assert all(p.dtype == torch.float32 for p in model.parameters())
 
 
+@pytest.mark.parametrize("model_type", ["llama", "mistral"])
+def test_kv_heads_must_divide_the_heads(model_type):
+    def build(**overrides):
+        return build_model(
+            FAMILIES[model_type], TASK[model_type], size="mini", vocab_size=64, max_length=20, overrides=overrides
+        )
+
+    assert build().config.num_key_value_heads == 4 and build(num_key_value_heads=2).config.num_key_value_heads == 2
+    with pytest.raises(ConfigError, match="num_attention_heads 4 is no multiple of num_key_value_heads 3"):
+        build(num_key_value_heads=3)
+
+
+def test_a_padding_token_that_is_also_text_is_learned(tokenizer):
+    """transformers never learns the embedding of a padding token; GPT-2's end of text is both."""
+    for pad, want in (("[PAD]", 0), ("[SEP]", None)):
+        tokenizer.pad_token, tokenizer.eos_token = pad, "[SEP]"
+        model = build_model(
+            FAMILIES["llama"], TASK["llama"], size="tiny", vocab_size=64, max_length=8, tokenizer=tokenizer
+        )
+        assert model.config.pad_token_id == want == model.model.embed_tokens.padding_idx
+
+
+def test_albert_s_layers_are_counted_by_their_groups(make_small, tmp_path):
+    """More calls than tensors are no damage; a group too many is."""
+    save_model(make_small("albert", TASK["albert"], num_hidden_layers=60), tmp_path)
+    assert load_model(tmp_path, TASK["albert"], FAMILIES).config.num_hidden_layers == 60
+    edit(tmp_path, num_hidden_groups=10**9)
+    with pytest.raises(CheckpointError, match="layers"):
+        load_model(tmp_path, TASK["albert"], FAMILIES)
+
+
 def test_the_seed_alone_fixes_new_weights():
     def build(seed):
         return weights(build_model(FAMILIES["bert"], TASK["bert"], size="tiny", vocab_size=50, max_length=8, seed=seed))

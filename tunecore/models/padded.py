@@ -1,6 +1,7 @@
-"""The padded way for models whose attention is their own (DeBERTa): a packed batch goes in and out of padded rows.
+"""A packed batch through the backbone of a model: as it is, or in and out of padded rows.
 
-Everything around the backbone stays packed: data, objectives, heads and losses do not notice.
+The padded way is for families whose attention is their own (DeBERTa). Everything around the backbone stays packed:
+data, objectives, heads and losses do not notice.
 Shape letters: T tokens in the batch, B sequences without the filler, L tokens of the longest, E hidden width.
 """
 
@@ -12,10 +13,25 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from tunecore.types import PackedLayout
+from tunecore.types import Family, PackedBatch, PackedLayout
 
 logger = logging.getLogger("tunecore")
+
+
+def backbone_hidden(
+    family: Family, model: PreTrainedModel, inputs_1T: Mapping[str, Tensor], batch: PackedBatch
+) -> Tensor:
+    """Hidden states [T, E] of the backbone of ``model``, padded inside where the family says so.
+
+    ``inputs_1T`` are its arguments, int64 [1, T] each; ``batch`` says where the sequences lie.
+    """
+    backbone = family.backbone(model)
+    if getattr(family, "padded", False):
+        return padded_hidden(backbone, inputs_1T, batch.layout, batch.num_sequences, model.config.pad_token_id or 0)
+    hidden_TE: Tensor = backbone(**inputs_1T, packed=batch.layout, use_cache=False).last_hidden_state[0]
+    return hidden_TE
 
 
 def padded_hidden(

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
-from tunecore.models.padded import padded_hidden
+from tunecore.models.padded import backbone_hidden
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
 ENCODER_VIEW = "encoder"
@@ -54,13 +54,7 @@ class ForwardPass:
                 # Given even where all are 0: the model's own default is a table no longer than one sequence.
                 types = batch.token_type_ids
                 inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
-            backbone = self.family.backbone(self.model)
-            if getattr(self.family, "padded", False):
-                pad_id = self.model.config.pad_token_id or 0
-                self._hidden = padded_hidden(backbone, inputs, batch.layout, batch.num_sequences, pad_id)
-            else:
-                output = backbone(**inputs, packed=batch.layout, use_cache=False)
-                self._hidden = output.last_hidden_state[0]
+            self._hidden = backbone_hidden(self.family, self.model, inputs, batch)
         return self._hidden
 
     def sequence_rows(self) -> Tensor:
