@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tunecore.models.families.builtin import FAMILIES
-from tunecore.models.fused import CounterDropout, FusedIntermediate, FusedOutput, swap_modules
+from tunecore.models.fused import CounterDropout, FusedIntermediate, FusedOutput, KernelRMSNorm, swap_modules
 from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.ops import _native
 
@@ -158,3 +158,18 @@ def test_fused_layers_are_used_and_make_way(family):
     assert torch.allclose(intermediate(residual), before, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         assert output(x, residual).dtype == torch.float32  # as the layer norm of torch has it
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_rms_norms_are_used_and_make_way(family):
+    model = _model(family, "silu", 0.0)
+    swap_modules(model)
+    norms = [m for m in model.modules() if hasattr(m, "variance_epsilon")]
+    assert len(norms) == 5 and all(isinstance(norm, KernelRMSNorm) for norm in norms)
+    norm, x = norms[0], 3 * torch.randn(7, 32, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0)
+    want = x / (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt() * norm.weight.double()
+    torch.testing.assert_close(norm(x.float()).double(), want, rtol=1e-5, atol=1e-6)
+    assert norm(x.bfloat16()).dtype == torch.float32  # bfloat16 on a float32 weight: the module's own way
+    torch.testing.assert_close(norm(x.bfloat16()).double(), want, rtol=3e-2, atol=3e-2)

@@ -9,6 +9,7 @@ import torch
 
 from tunecore.data.packing import pack
 from tunecore.data.rows import PretrainRows, TaskRows
+from tunecore.errors import ConfigError
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
 from tunecore.models import padded
 from tunecore.models.families.bert import BertFamily
@@ -115,6 +116,14 @@ def test_the_mean_stands_for_a_sequence_where_the_model_says_so():
 def test_means_are_summed_in_float32():
     hidden_TE = torch.ones(1000, 2, dtype=torch.bfloat16)
     assert sequence_means(hidden_TE, torch.tensor([0, 999])).tolist() == [[1.0, 1.0]]
+
+
+def test_masks_that_padded_rows_cannot_say_are_refused(make_small, make_packed):
+    model = make_small("deberta-v2", {"masked_lm"})
+    batch = make_packed("deberta-v2", model, LENGTHS)
+    layout = batch.layout._replace(decoder_cu_seqlens=batch.layout.cu_seqlens)
+    with pytest.raises(ConfigError, match="DebertaV2Model takes padded rows, which cannot say decoder_cu_seqlens"):
+        padded.padded_hidden(model.deberta, {"input_ids": batch.input_ids}, layout, 4, 0)
 
 
 def test_it_is_said_once_why_it_is_slower(make_small, make_packed, caplog):

@@ -39,7 +39,7 @@ _BERT_LIKE = {
 }
 _OUTPUTS = _named(("SelfOutput", "Output"), _BERT_LIKE)
 _INTERMEDIATES = _named(("Intermediate",), _BERT_LIKE)
-_RMS_NORMS = _named(("RMSNorm",), {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2"})
+_RMS_NORMS = _named(("RMSNorm",), {"llama": "Llama", "mistral": "Mistral"})
 _SHARED_LAYERS = _named(("Transformer",), {"albert": "Albert"})
 
 
@@ -109,7 +109,7 @@ class KernelLayerNorm(nn.LayerNorm):
 
 
 class KernelRMSNorm(nn.Module):
-    """The RMSNorm of Llama's kin on our kernel: one pass where transformers makes six."""
+    """RMSNorm, without mean and bias, on our kernel: one pass where transformers makes six."""
 
     weight: nn.Parameter
     variance_epsilon: float

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunecore.errors import ConfigError
 from tunecore.types import Family, PackedBatch, PackedLayout
 
 logger = logging.getLogger("tunecore")
@@ -47,7 +48,16 @@ def padded_hidden(
         pad_id: token that fills the rows up.
 
     Returns: [T, E]; rows of the filler are 0.
+
+    Raises:
+        ConfigError: the layout asks for masks that ``attention_mask`` cannot say.
     """
+    for field in ("prefix_lens", "decoder_cu_seqlens"):
+        if getattr(layout, field, None) is not None:
+            raise ConfigError(
+                f"{type(backbone).__name__} takes padded rows, which cannot say {field}",
+                hint="Take a family whose batches are packed.",
+            )
     _say_once(type(backbone).__name__)
     total = inputs_1T["input_ids"].shape[1]
     ends = layout.cu_seqlens[: num_sequences + 1].long()
