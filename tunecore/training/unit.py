@@ -69,10 +69,10 @@ class ForwardPass:
 
 
 def sequence_means(hidden_TE: Tensor, ends: Tensor) -> Tensor:
-    """The mean of each sequence's rows, summed in float32: [T, E], int64 [B + 1] -> [B, E]."""
+    """The mean of each sequence's rows, summed in float32 at least: [T, E], int64 [B + 1] -> [B, E]."""
     lengths_B = ends.diff()
     sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=ends.device), lengths_B)
-    rows_TE = hidden_TE[: sequence_T.shape[0]].float()
+    rows_TE = hidden_TE[: sequence_T.shape[0]].to(torch.promote_types(hidden_TE.dtype, torch.float32))
     sums_BE = rows_TE.new_zeros(len(lengths_B), hidden_TE.shape[1]).index_add(0, sequence_T, rows_TE)
     return (sums_BE / lengths_B[:, None]).to(hidden_TE.dtype)
 
