@@ -15,7 +15,7 @@ from tunecore.models import packed
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.types import PackedLayout
 
-MODEL_TYPES = sorted(FAMILIES)
+MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 
 
 def twin(model, implementation):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import enable_gradient_checkpointing
 
-MODEL_TYPES = sorted(FAMILIES)
+MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 CASES = [
     *[(name, "masked_lm") for name in MODEL_TYPES if name != "gpt2"],
     ("gpt2", "causal_lm"),

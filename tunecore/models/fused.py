@@ -27,6 +27,12 @@ _OUTPUTS, _INTERMEDIATES = (
     for parts in (("SelfOutput", "Output"), ("Intermediate",))
 )
 """(module, class) of what is swapped; by name, so that no model's code is imported for it."""
+_RMS_NORMS = frozenset({("transformers.models.t5.modeling_t5", "T5LayerNorm")})
+_EMBEDDINGS = frozenset(
+    ("transformers.models.bart.modeling_bart", name)
+    for name in ("BartScaledWordEmbedding", "BartLearnedPositionalEmbedding")
+)
+"""Embeddings that look up rows by ``super().forward``."""
 
 
 class DropoutSource:
@@ -90,6 +96,19 @@ class KernelLayerNorm(nn.LayerNorm):
         if _is_affine(self) and _native.serves(input) and input.dtype == self.weight.dtype:
             return residual_norm(input, self.weight, self.bias, eps=self.eps)
         return super().forward(input)
+
+
+class KernelRMSNorm(nn.Module):
+    """T5's norm, without mean and bias, on our kernel."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The norm of ``hidden_states`` [..., E]."""
+        if _native.serves(hidden_states) and hidden_states.dtype == self.weight.dtype:
+            return residual_norm(hidden_states, self.weight, eps=self.variance_epsilon, centred=False)
+        return super().forward(hidden_states)
 
 
 class KernelEmbedding(nn.Embedding):
@@ -187,13 +206,17 @@ def swap_modules(module: nn.Module) -> DropoutSource:
             one.__class__ = swapped_class(FusedOutput, kind)
         elif (kind.__module__, kind.__name__) in _INTERMEDIATES:
             one.__class__ = swapped_class(FusedIntermediate, kind)
+        elif (kind.__module__, kind.__name__) in _RMS_NORMS:
+            one.__class__ = swapped_class(KernelRMSNorm, kind)
+        elif (kind.__module__, kind.__name__) in _EMBEDDINGS:
+            one.__class__ = swapped_class(kind, KernelEmbedding)
     return source
 
 
 @functools.cache
-def swapped_class(ours: type, theirs: type) -> type:
-    """A class that is both, with the forward of ``ours``."""
-    return type(f"{ours.__name__}Of{theirs.__name__}", (ours, theirs), {"__doc__": ours.__doc__})
+def swapped_class(first: type, second: type) -> type:
+    """A class that is both, the first's forward before the second's."""
+    return type(f"{first.__name__}Of{second.__name__}", (first, second), {"__doc__": first.__doc__})
 
 
 def is_unhooked(module: Any) -> bool:

@@ -25,6 +25,9 @@ ENCODER_VIEW = "encoder"
 TASK_PREFIX = "tasks."
 """Parameters of a task's own module are named ``tasks.<task>.<name>``; the model's keep the names the model gives."""
 
+SEQ2SEQ = "seq2seq"
+"""The view of encoder-decoder models."""
+
 
 class Task(NamedTuple):
     """One objective or head, with its own parameters and its weight in the sum of losses."""
@@ -45,7 +48,7 @@ class ForwardPass:
         self._hidden: Tensor | None = None
 
     def hidden(self) -> Tensor:
-        """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
+        """Hidden states of the backbone [T, E], the decoder's of two stacks; computed at the first call."""
         if self._hidden is None:
             batch = self.batch
             inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
@@ -53,6 +56,9 @@ class ForwardPass:
                 # Given even where all are 0: the model's own default is a table no longer than one sequence.
                 types = batch.token_type_ids
                 inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
+            if batch.decoder_input_ids is not None:
+                inputs["decoder_input_ids"] = batch.decoder_input_ids
+                inputs["decoder_position_ids"] = batch.decoder_position_ids
             output = self.family.backbone(self.model)(**inputs, packed=batch.layout, use_cache=False)
             self._hidden = output.last_hidden_state[0]
         return self._hidden
@@ -60,7 +66,8 @@ class ForwardPass:
     def sequence_rows(self) -> Tensor:
         """The row each sequence is read from, first or last token by family: [B, E], the filler left out."""
         count = self.batch.num_sequences
-        ends = self.batch.layout.cu_seqlens
+        layout = self.batch.layout
+        ends = layout.cu_seqlens if layout.decoder_cu_seqlens is None else layout.decoder_cu_seqlens
         rows = ends[:count] if self.family.sequence_row == "first" else ends[1 : count + 1] - 1
         return self.hidden().index_select(0, rows.long())
 
@@ -74,7 +81,7 @@ class TrainUnit(nn.Module):
         tasks: objectives, or one head, in the order their losses are reported.
 
     Raises:
-        ConfigError: two tasks have one name or one loss name.
+        ConfigError: two tasks have one name or one loss name, or a task is for models of other stacks.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, tasks: Sequence[Task]) -> None:
@@ -88,6 +95,7 @@ class TrainUnit(nn.Module):
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task."""
         for task in self.tasks:
+            check_stacks(task.name, task.component, family)
             for name in task.component.losses:
                 if name in self.weights:
                     raise ConfigError(f"two tasks name a loss {name!r}; the second is {task.name!r}")
@@ -167,6 +175,26 @@ def _reads_by_view(tasks: Sequence[Task]) -> dict[str, frozenset[str]]:
         view = getattr(task.component, "view", ENCODER_VIEW)
         found.setdefault(view, []).append(getattr(task.component, "reads", ()))
     return {view: frozenset(name for reads in all_ for name in reads) for view, all_ in found.items() if all(all_)}
+
+
+def check_stacks(name: str, component: Objective | Head, family: Family) -> None:
+    """Hold the view of an objective or head against the stacks of a family.
+
+    Raises:
+        ConfigError: one is for encoder-decoder models and the other is not.
+    """
+    wants = getattr(component, "view", None) == SEQ2SEQ
+    has = getattr(family, "encoder_decoder", False)
+    if wants and not has:
+        raise ConfigError(
+            f"{name} needs an encoder-decoder model; {family.model_type} has one stack",
+            hint="Use a family such as t5 or bart.",
+        )
+    if has and not wants:
+        raise ConfigError(
+            f"{name} needs a model of one stack; {family.model_type} is an encoder-decoder",
+            hint=f"Use its own objective, {getattr(family, 'default_objective', 'of the view seq2seq')}.",
+        )
 
 
 def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:
