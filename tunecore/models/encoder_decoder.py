@@ -79,7 +79,7 @@ def prepare(model: nn.Module) -> None:
 
 def _buckets(attention: Any) -> Tensor:
     """int32 [2R + 1]: the bucket of each distance from -R to R, by the model's own rule."""
-    reach = max(attention.relative_attention_max_distance, attention.relative_attention_num_buckets)
+    reach = attention.relative_attention_max_distance
     distances = torch.arange(-reach, reach + 1, dtype=torch.int64, device="cpu")
     buckets: Tensor = attention._relative_position_bucket(
         distances,
