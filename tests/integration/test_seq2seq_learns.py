@@ -40,17 +40,24 @@ def target_ids(engine, paths, objective, folder):
     return np.concatenate([e.targets[objective].labels for e in examples if objective in e.targets])
 
 
+# BART's norms stand after each sublayer; at higher rates it stays at the unigram baseline for long.
+CASES = {
+    "t5": ("span_corruption", {"vocab_size": 2000, "max_length": 64}, {"steps": 400, "learning_rate": 3e-3}),
+    "bart": ("denoising", {"vocab_size": 800, "max_length": 32}, {"steps": 300, "learning_rate": 1e-3}),
+}
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("family", "objective", "steps"), [("t5", "span_corruption", 400), ("bart", "denoising", 150)])
-def test_the_held_out_loss_beats_the_unigram_baseline(family, objective, steps, novels, tmp_path):
-    training, held_out = novels
-    engine = Engine.from_scratch(family, size="tiny", text=training, vocab_size=2000, max_length=64)
+@pytest.mark.parametrize("family", CASES)
+def test_the_held_out_loss_beats_the_unigram_baseline(family, novels, tmp_path):
+    (training, held_out), (objective, model, settings) = novels, CASES[family]
+    engine = Engine.from_scratch(family, size="tiny", text=training, **model)
     result = engine.pretrain(
-        training, eval=held_out, steps=steps, batch_size=16, learning_rate=3e-3, precision="fp32", threads=1,
-        evaluation={"every": steps, "max_rows": ROWS}, output_dir=tmp_path / "run", progress=False, report=False,
+        training, eval=held_out, batch_size=16, precision="fp32", threads=1, evaluation={"every": 10_000, "max_rows": ROWS},
+        output_dir=tmp_path / "run", progress=False, report=False, **settings,
     )  # fmt: skip
     loss = result.metrics[f"eval/loss/{objective}"]
     ids, wanted = (target_ids(engine, paths, objective, tmp_path / "run") for paths in (training, held_out))
     baseline = unigram_loss(ids, wanted, len(engine.tokenizer))
-    print(f"\n{objective} on {family}: held-out loss {loss:.3f} after {steps} steps, unigram baseline {baseline:.3f}")
+    print(f"\n{objective} on {family}: held-out loss {loss:.3f}, unigram baseline {baseline:.3f}")
     assert loss < baseline - 0.2
