@@ -53,8 +53,8 @@ def test_the_held_out_loss_beats_the_unigram_baseline(family, novels, tmp_path):
     (training, held_out), (objective, model, settings) = novels, CASES[family]
     engine = Engine.from_scratch(family, size="tiny", text=training, **model)
     result = engine.pretrain(
-        training, eval=held_out, batch_size=16, precision="fp32", threads=1, evaluation={"every": 10_000, "max_rows": ROWS},
-        output_dir=tmp_path / "run", progress=False, report=False, **settings,
+        training, eval=held_out, batch_size=16, precision="fp32", threads=1, output_dir=tmp_path / "run",
+        evaluation={"every": 10_000, "max_rows": ROWS}, progress=False, report=False, **settings,
     )  # fmt: skip
     loss = result.metrics[f"eval/loss/{objective}"]
     ids, wanted = (target_ids(engine, paths, objective, tmp_path / "run") for paths in (training, held_out))

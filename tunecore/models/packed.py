@@ -61,8 +61,7 @@ def attention_forward(
     Args:
         module: the calling attention module; its ``is_causal`` and ``is_decoder`` give the role.
         query: [1, H, T, D] packed (a transposed view, taken as it is), else [batch, H, T, D].
-        key: [1, K, S, D] or [batch, K, S, D].
-        value: as ``key``.
+        key, value: [1, K, S, D] or [batch, K, S, D].
         attention_mask: None with a packed layout.
         dropout: probability; transformers passes 0 outside training.
         scaling: factor on the scores; None is D ** -0.5.
@@ -90,7 +89,9 @@ def attention_forward(
     else:
         spans = _spans_of_layout(module, packed, causal, dropout)
     out_THD = attention(
-        *map(_rows, (query, key, value)),
+        _rows(query),
+        _rows(key),
+        _rows(value),
         spans.cu_seqlens_q,
         spans.cu_seqlens_k,
         spans.max_seqlen_q,
@@ -181,7 +182,7 @@ def _in_decoder(module: nn.Module) -> bool:
     )
 
 
-def _relative_bias(module: nn.Module, position_bias: Tensor | None) -> dict[str, Tensor]:
+def _relative_bias(module: nn.Module, position_bias: Tensor | None) -> dict[str, Any]:
     """The table of relative positions [buckets, H] and the bucket of each distance; nothing without a bias."""
     if position_bias is None or position_bias.numel() == 0:
         return {}
