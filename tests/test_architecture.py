@@ -37,7 +37,7 @@ LEAN_NEEDS = {"torch", "numpy", "transformers", "pluggy", "safetensors"}
 """All that the lean packages need; safetensors comes with transformers."""
 
 MAX_FILE, MAX_FUNCTION, MAX_NATIVE_FILE = 400, 60, 600
-LONGER_FILES = {"types.py": 560}
+LONGER_FILES = {"types.py": 590}
 """The shared vocabulary is one page on purpose."""
 
 

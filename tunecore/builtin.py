@@ -10,8 +10,10 @@ from tunecore.heads.sequence_classification import SequenceClassification, Seque
 from tunecore.hookspecs import Register, hookimpl
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
+from tunecore.objectives.denoising import Denoising, DenoisingOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.span_corruption import SpanCorruption, SpanCorruptionOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.strategies.head_only import HeadOnly
@@ -27,6 +29,8 @@ OBJECTIVES: Components = {
     "masked_lm": (MaskedLM, MaskedLMOptions),
     "next_sentence": (NextSentence, NextSentenceOptions),
     "causal_lm": (CausalLM, CausalLMOptions),
+    "span_corruption": (SpanCorruption, SpanCorruptionOptions),
+    "denoising": (Denoising, DenoisingOptions),
 }
 HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}

@@ -54,7 +54,7 @@ class TokenizerConfig:
 
     path: str | None = None
     """Folder, tokenizer.json, vocab.txt or T5 .model to load; None trains one (or takes the checkpoint's)."""
-    kind: Literal["wordpiece", "bpe"] | None = None
+    kind: Literal["wordpiece", "bpe", "unigram"] | None = None
     """What to train; None is wordpiece for encoders, byte-level bpe for decoders."""
     vocab_size: int = 8192
     """Entries of a trained vocabulary."""

@@ -45,8 +45,8 @@ ROWS = 8
 START, MIDDLE = Progress(0, 10, 0.0, 1.0), Progress(5, 10, 0.5, 1.0)
 TOLERANCE = 2e-4
 """Relative difference that the order of float32 sums may make in a gradient."""
-_FAMILIES = ("bert", "gpt2")
-"""Tried in this order: an objective may refuse one that reads the other way."""
+_FAMILIES = ("bert", "gpt2", "t5", "bart")
+"""Tried in this order: an objective may refuse one that reads the other way, or has other stacks."""
 
 
 def check_component(
@@ -137,9 +137,10 @@ class _Check:
         for example in examples:
             for name, targets in example.targets.items():
                 self.require(name in losses, f"an example has targets {name!r}, but its losses are {losses}")
-                limit = len(example) if targets.level == "token" else 1
+                read = example.input_ids if example.decoder_input_ids is None else example.decoder_input_ids
+                limit = len(read) if targets.level == "token" else 1
                 inside = bool(((targets.index >= 0) & (targets.index < limit)).all())
-                self.require(inside, f"targets {name!r} point outside an example of {len(example)} tokens")
+                self.require(inside, f"targets {name!r} point outside an example of {len(read)} tokens")
                 same = len(targets.labels) == len(targets)
                 self.require(same, f"targets {name!r} have {len(targets.labels)} labels for {len(targets)} rows")
         for name in losses:
@@ -293,8 +294,8 @@ def _frozen(example: Example) -> str:
 
     targets = {k: [plain(t.index), plain(t.labels), t.level] for k, t in example.targets.items()}
     columns = {k: plain(np.asarray(column)) for k, column in example.columns.items()}
-    parts = [example.row_id, example.group, plain(example.input_ids), plain(example.token_type_ids), targets, columns]
-    return json.dumps(parts)
+    ids = [plain(x) for x in (example.input_ids, example.token_type_ids, example.decoder_input_ids)]
+    return json.dumps([example.row_id, example.group, ids, targets, columns])
 
 
 def _batches(examples: Sequence[Example], parts: int, view: str = "encoder") -> Iterator[PackedBatch]:

@@ -106,7 +106,7 @@ class Engine:
         """A model with random weights.
 
         Args:
-            family: bert, roberta, distilbert, electra, gpt2, or one a plugin registers.
+            family: bert, roberta, distilbert, electra, gpt2, t5, bart, or one a plugin registers.
             size: tiny, mini, small, medium, base or large.
             text: text to train a tokenizer on now (paths, globs, or an iterable of texts); without it and without
                 ``tokenizer`` the first run trains one on its own data.
@@ -169,7 +169,8 @@ class Engine:
 
         Args:
             data: paths, globs, or an iterable of texts; None takes the config's.
-            objectives: name -> weight or options; None is masked_lm, or causal_lm for a decoder.
+            objectives: name -> weight or options; None is masked_lm, causal_lm for a decoder, span_corruption for T5,
+                denoising for BART.
             eval: held-out text; None holds out ``eval_fraction`` of the documents.
             output_dir: the run's folder.
             options: any option of :class:`tunecore.RunConfig` (steps, batch_size, learning_rate ...).
@@ -228,7 +229,10 @@ class Engine:
         return self.session.predict([rows] if isinstance(rows, str) else list(rows))
 
     def generate(self, prompts: Sequence[str] | str, **generation: Any) -> list[str]:
-        """Continue prompts with a causal model; ``generation`` goes to transformers' ``generate``."""
+        """Continue prompts with a causal model, or answer them with an encoder-decoder.
+
+        ``generation`` goes to transformers' ``generate``.
+        """
         return self.session.generate([prompts] if isinstance(prompts, str) else list(prompts), **generation)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
@@ -260,10 +264,10 @@ class Engine:
 
     def _default_objective(self) -> str:
         if self.config.model.family is not None:
-            causal = self.plugins.registry.create("family", self.config.model.family).causal
+            family = self.plugins.registry.create("family", self.config.model.family)
         else:
-            causal = self.session.family.causal
-        return "causal_lm" if causal else "masked_lm"
+            family = self.session.family
+        return getattr(family, "default_objective", "causal_lm" if family.causal else "masked_lm")
 
     def _start(self, train: Data | None, held_out: Data | None, options: Mapping[str, Any]) -> TrainResult:
         config = with_options(self.config, options)

@@ -149,9 +149,16 @@ def text_corpus(
 
 
 def pretrain_rows(corpus: Corpus, objectives: Sequence[Objective], config: RunConfig, *, evaluation: bool) -> RowSource:
-    """Cut a corpus into the rows the objectives share."""
-    view = corpus.rows(most_structured_unit(objectives), config.data.length)
+    """Cut a corpus into the rows the objectives share, so long that the examples of each fit."""
+    length = config.data.length
+    row_length = min(getattr(objective, "row_length", _same)(length) for objective in objectives)
+    view = corpus.rows(most_structured_unit(objectives), length, row_length)
     return PretrainRows(view, objectives, config.training.seed, evaluation=evaluation)
+
+
+def _same(length: int) -> int:
+    """A row's length where an objective keeps it."""
+    return length
 
 
 def pretrain_data(config: RunConfig, tokenizer: Any, objectives: Sequence[Objective], registry: Registry) -> RunData:

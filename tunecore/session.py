@@ -28,7 +28,7 @@ from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
 from tunecore.training.evaluate import evaluate
 from tunecore.training.state import load_task_modules, save_task_modules
-from tunecore.training.unit import Task, TrainUnit
+from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.types import Family, Head, Objective, Prediction, Record
 
 CONFIG_KEY = "tunecore"
@@ -85,21 +85,27 @@ class Session:
         return [head.decode(raw[index], record, index) for index, record in enumerate(records)]
 
     def generate(self, prompts: Sequence[str], **generation: Any) -> list[str]:
-        """Continue prompts by transformers' ``generate``, left-padded in one batch; the prompt is not repeated.
+        """Continue prompts, or with two stacks answer them, by transformers' ``generate``, in one padded batch.
+
+        The prompt of a decoder is not repeated.
 
         Raises:
             ConfigError: the model cannot generate.
         """
         if not self.model.can_generate():
-            raise ConfigError(f"{type(self.model).__name__} cannot generate; that takes a causal model such as gpt2")
-        tokenizer = self.tokenizer
-        side, tokenizer.padding_side = tokenizer.padding_side, "left"
+            raise ConfigError(
+                f"{type(self.model).__name__} cannot generate; that takes a causal or encoder-decoder model"
+            )
+        tokenizer, answers = self.tokenizer, bool(self.model.config.is_encoder_decoder)
+        # A decoder goes on where the prompt ends; an encoder counts positions from the left.
+        side, tokenizer.padding_side = tokenizer.padding_side, "right" if answers else "left"
         inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
         tokenizer.padding_side = side
         self.model.eval()
         with torch.no_grad():
             output = self.model.generate(**inputs, **{"use_cache": True, "max_new_tokens": 50, **generation})
-        return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        start = 0 if answers else inputs["input_ids"].shape[1]
+        return tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
 
     def save(self, folder: Path) -> Path:
         """Save model and tokenizer in transformers' layout; parameters that have no place there lie beside them."""
@@ -157,6 +163,8 @@ def make_session(
             family, tasks, size=config.model.size, vocab_size=len(tokenizer), max_length=config.data.length,
             overrides=config.model.overrides, tokenizer=tokenizer, seed=config.training.seed, extra_config=extra,
         )  # fmt: skip
+    for name, part, _ in components:
+        check_stacks(name, part, family)
     check_vocabulary(model, tokenizer)
     if config.data.length > family.max_length(model):
         raise ConfigError(

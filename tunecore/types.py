@@ -91,9 +91,16 @@ class Example:
     """Token-aligned columns [L] for corruption: ``special`` (bool: never touched), ``word_starts`` (bool) ..."""
     group: int = -1
     """Examples with one non-negative group (choices of a question) never part in packing."""
+    decoder_input_ids: IntArray | None = None
+    """int64 [M], what the decoder of an encoder-decoder model reads; token targets then index these."""
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both stacks."""
+        return len(self) + (0 if self.decoder_input_ids is None else int(self.decoder_input_ids.shape[0]))
 
     @property
     def num_targets(self) -> dict[str, int]:
@@ -129,9 +136,13 @@ class PackedBatch:
     """Row id of each sequence, the filler left out (length ``num_sequences``)."""
     targets: Mapping[str, BatchTargets]
     num_tokens: int
-    """Useful tokens: the filler left out."""
+    """Useful tokens of both stacks: the fillers left out."""
     view: str = "encoder"
     """The view (kind of forward) this batch is for."""
+    decoder_input_ids: Tensor | None = None
+    """int64 [1, T_dec], the decoder's row; it has the sequences of ``input_ids``, in their order."""
+    decoder_position_ids: Tensor | None = None
+    """int64 [1, T_dec]."""
 
     @property
     def num_sequences(self) -> int:
@@ -155,6 +166,8 @@ class PackedBatch:
             input_ids=move(self.input_ids),
             position_ids=move(self.position_ids),
             token_type_ids=move(self.token_type_ids),
+            decoder_input_ids=move(self.decoder_input_ids),
+            decoder_position_ids=move(self.decoder_position_ids),
             layout=PackedLayout(*(move(x) for x in self.layout)),
             targets={k: BatchTargets(*(move(x) for x in t)) for k, t in self.targets.items()},
         )
@@ -179,7 +192,7 @@ class Forward(Protocol):
     family: Family
 
     def hidden(self) -> Tensor:
-        """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
+        """Hidden states of the backbone [T, E], the decoder's where there are two stacks; computed once."""
         ...
 
     def sequence_rows(self) -> Tensor:
@@ -221,8 +234,10 @@ class CorpusView(Protocol):
     pad_id: int
     bos_id: int | None
     eos_id: int | None
+    sentinel_ids: tuple[int, ...]
+    """Ids of ``<extra_id_0>``, ``<extra_id_1>`` ... (T5); empty where the tokenizer has none."""
     max_length: int
-    """Longest example in tokens, special tokens included."""
+    """Longest example in tokens, special tokens included; of two stacks, in each."""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -302,7 +317,9 @@ class Family(Protocol):
     """What differs per transformers ``model_type``. One object a family; no state.
 
     Optional: ``padded = True`` for a model whose attention knows no packed rows (its batches are padded inside the
-    model), and ``sequence_pooling(model)``, "first", "last" or "mean", where ``sequence_row`` is not all there is.
+    model); ``sequence_pooling(model)``, "first", "last" or "mean", where ``sequence_row`` is not all there is;
+    ``encoder_decoder: bool``, True where the model has two stacks and takes batches of the view "seq2seq";
+    ``default_objective: str``, what pretraining takes where no objective is named.
     """
 
     model_type: str
@@ -374,6 +391,8 @@ class Objective(Protocol):
     with ``uses = ("masked_lm",)`` gets a model with the vocabulary head); ``reads: tuple[str, ...]``, all that its loss
     reads of ``forward.hidden()``: "targets" (rows with a token-level target), "sequence_rows". Where every task of a
     view says so, the last layer runs at those rows only, and the others are zero. Heads may say it too.
+    ``row_length(max_length) -> int``, the tokens of a row, special ones included, whose corrupted example fits
+    ``max_length`` (span corruption shortens rows).
     """
 
     name: str

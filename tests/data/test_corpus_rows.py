@@ -119,3 +119,13 @@ def test_rows_travel_to_spawned_workers(corpus):
     rows = corpus.rows("pair", 24)
     again = pickle.loads(pickle.dumps(rows))
     assert len(again) == len(rows) and again[3].ids.tolist() == rows[3].ids.tolist()
+
+
+def test_rows_may_be_longer_than_the_examples_made_of_them(corpus):
+    rows = corpus.rows("document", 16, 24)
+    assert rows.max_length == 16
+    assert max(len(rows[i].ids) for i in range(len(rows))) == 22  # 24 with two special tokens
+    same = corpus.rows("document", 16, 16)
+    assert [len(same[i].ids) for i in range(len(same))] == [
+        len(corpus.rows("document", 16)[i].ids) for i in range(len(same))
+    ]

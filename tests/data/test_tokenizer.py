@@ -6,6 +6,7 @@ import sys
 import pytest
 from transformers import CONFIG_MAPPING, AutoTokenizer
 
+from tunecore.data.special_layout import SpecialLayout
 from tunecore.data.tokenizer import (
     default_kind,
     load_tokenizer,
@@ -26,6 +27,7 @@ TEXTS = [f"The quick brown fox number {i} jumps over the lazy dog, caf\u00e9 {i 
         ("roberta", "<s>", "<mask>"), ("gpt2", None, None), ("albert", "[CLS]", "[MASK]"), ("ernie", "[CLS]", "[MASK]"),
         ("deberta-v2", "[CLS]", "[MASK]"), ("deberta", "<s>", "<mask>"), ("xlm-roberta", "<s>", "<mask>"),
         ("modernbert", "<s>", "<mask>"), ("llama", None, None), ("mistral", None, None),
+        ("bart", "<s>", "<mask>"), ("t5", None, None),
     ],
 )
 def test_a_trained_tokenizer_loads_anywhere(tmp_path, family, cls, mask):
@@ -54,14 +56,15 @@ def test_bpe_gives_the_very_text_back_and_wordpiece_lowercases_as_asked():
 SCRIPT = """
 from tunecore.data.tokenizer import tokenizer_hash, train_tokenizer
 texts = [f"The quick brown fox number {i} jumps over the lazy dog, caf\\u00e9 {i * i}!" for i in range(60)]
-for kind in ("wordpiece", "bpe"):
-    print(tokenizer_hash(train_tokenizer(texts, vocab_size=400, kind=kind)))
+for family in ("bert", "roberta", "t5"):
+    print(tokenizer_hash(train_tokenizer(texts, vocab_size=200 if family == "t5" else 400, family=family)))
 """
 
 
 def test_the_same_text_gives_the_same_vocabulary_in_another_process():
     there = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout.split()
-    assert there == [tokenizer_hash(train_tokenizer(TEXTS, vocab_size=400, kind=k)) for k in ("wordpiece", "bpe")]
+    sizes = {"bert": 400, "roberta": 400, "t5": 200}
+    assert there == [tokenizer_hash(train_tokenizer(TEXTS, vocab_size=n, family=f)) for f, n in sizes.items()]
 
 
 def test_wordpiece_vocabulary_is_the_same_however_often_it_is_trained():
@@ -77,7 +80,38 @@ def test_training_needs_text_and_a_kind_that_fits():
         train_tokenizer([], vocab_size=300)
     with pytest.raises(ConfigError, match="gpt2 takes bpe"):
         train_tokenizer(TEXTS, vocab_size=300, kind="wordpiece", family="gpt2")
-    assert [default_kind(f) for f in ("bert", "electra", "roberta", "gpt2")] == ["wordpiece", "wordpiece", "bpe", "bpe"]
+    for kind, family in (("wordpiece", "t5"), ("bpe", "t5"), ("unigram", "bert"), ("unigram", "bart")):
+        with pytest.raises(ConfigError, match=f"kind {kind} does not fit {family}, which takes {default_kind(family)}"):
+            train_tokenizer(TEXTS, vocab_size=300, kind=kind, family=family)
+    families = ("bert", "electra", "roberta", "gpt2", "bart", "t5")
+    assert [default_kind(f) for f in families] == ["wordpiece", "wordpiece", "bpe", "bpe", "bpe", "unigram"]
+
+
+def test_a_t5_tokenizer_has_its_sentinels_last_and_never_reads_them_in_a_text(tmp_path):
+    tokenizer = train_tokenizer([*TEXTS, "</s> <pad> <extra_id_0>" * 9], vocab_size=250, family="t5")
+    tokenizer.save_pretrained(tmp_path)
+    for one in (tokenizer, load_tokenizer(tmp_path)):
+        layout = SpecialLayout.of(one)
+        size = layout.vocab_size
+        assert layout.sentinel_ids == tuple(range(size - 1, size - 101, -1)) and size == len(one) <= 250
+        assert (layout.pad_id, layout.eos_id, one.unk_token_id) == (0, 1, 2)
+        assert layout.single.before == () and layout.single.after == (1,) and not layout.has_segments
+        special = {0, 1, *layout.sentinel_ids}
+        text = "the </s> <pad> <extra_id_0> <extra_id_99> fox"
+        ids = text_backend(one).encode(text, add_special_tokens=False).ids
+        assert not special & set(ids) and one.decode(ids) == text
+        assert one("a <extra_id_7>").input_ids[-2:] == [layout.sentinel_ids[7], 1]
+    assert SpecialLayout.of(train_tokenizer(TEXTS, vocab_size=300)).sentinel_ids == ()
+
+
+def test_a_small_t5_vocabulary_leaves_rare_characters_unknown():
+    with pytest.raises(ConfigError, match="vocab_size is 103"):
+        train_tokenizer(TEXTS, vocab_size=103, family="t5")
+    size = 103 + 2 * len(set("".join(TEXTS)))
+    tokenizer = train_tokenizer([*TEXTS, "rare \u4e2d"], vocab_size=size, family="t5")
+    assert len(tokenizer) <= size
+    ids = tokenizer("the \u4e2d fox", add_special_tokens=False).input_ids
+    assert tokenizer.unk_token_id in ids and ids.count(tokenizer.unk_token_id) == 1
 
 
 def test_special_tokens_written_in_a_text_stay_text():

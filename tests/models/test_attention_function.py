@@ -15,7 +15,9 @@ from tunecore.models import packed
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.types import PackedLayout
 
-MODEL_TYPES = [name for name in sorted(FAMILIES) if not getattr(FAMILIES[name], "padded", False)]
+MODEL_TYPES = sorted(
+    name for name, one in FAMILIES.items() if not one.encoder_decoder and not getattr(one, "padded", False)
+)
 
 
 def twin(model, implementation):

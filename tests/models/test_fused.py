@@ -120,8 +120,11 @@ def _model(family, act, dropout):
     return kind(kind.config_class(**config, **{activation: act, rate: dropout})).train()
 
 
+ONE_STACK = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
+
+
 @pytest.mark.parametrize("act", ["gelu", "gelu_new", "relu"])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ONE_STACK)
 def test_a_swapped_model_computes_the_same(family, act):
     model = _model(family, act, 0.0)
     swapped, ids = copy.deepcopy(model), torch.randint(0, 50, (2, 9))

@@ -16,7 +16,7 @@ from tunecore.errors import CheckpointError, ConfigError
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import SIZES, build_model, check_vocabulary, load_model, save_model
 
-MODEL_TYPES = sorted(FAMILIES)
+MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 CAUSAL = {name for name in MODEL_TYPES if FAMILIES[name].causal}
 TASK = {name: frozenset({"causal_lm" if name in CAUSAL else "masked_lm"}) for name in MODEL_TYPES}
 CLASSIFY = frozenset({"sequence_classification"})

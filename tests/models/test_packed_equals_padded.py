@@ -15,7 +15,7 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.training.unit import sequence_means
 
-MODEL_TYPES = sorted(FAMILIES)
+MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 PACKED_TYPES = [name for name in MODEL_TYPES if not getattr(FAMILIES[name], "padded", False)]
 LANGUAGE_MODEL = {name: "causal_lm" if FAMILIES[name].causal else "masked_lm" for name in MODEL_TYPES}
 CASES = [

@@ -92,14 +92,16 @@ class Corpus:
         own = {"documents": self.num_documents, "tokens": self.num_tokens, "digest": self.digest}
         return {**made, **own, "note": self.note} if self.note else {**made, **own}
 
-    def rows(self, unit: Unit, max_length: int) -> CorpusRows:
+    def rows(self, unit: Unit, max_length: int, row_length: int | None = None) -> CorpusRows:
         """The row table for a unit: rows of at most ``max_length`` tokens, special tokens included.
+
+        With ``row_length`` rows are of that many, and ``max_length`` holds for the examples made of them.
 
         Raises:
             ConfigError: ``max_length`` leaves no room for text, or the unit is unknown.
             DataError: the unit needs sentences and the corpus was made without ``sentence_starts``.
         """
-        return CorpusRows(self.file, self.layout, self.spans, unit, max_length)
+        return CorpusRows(self.file, self.layout, self.spans, unit, max_length, row_length)
 
     def split(self, eval_fraction: float, seed: int) -> tuple[Corpus, Corpus]:
         """(training, held-out): disjoint, together this corpus; a pure function of the arguments.

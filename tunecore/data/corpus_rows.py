@@ -42,12 +42,17 @@ class Spans(NamedTuple):
 class CorpusRows:
     """The view of a corpus that objectives read; implements ``tunecore.types.CorpusView``.
 
+    Rows are of at most ``row_length`` tokens, special ones included; None is ``max_length``, the longest example.
+
     Raises:
         ConfigError: ``max_length`` leaves no room for text, or the unit is unknown.
         DataError: the unit needs sentences and the corpus was made without ``sentence_starts``.
     """
 
-    def __init__(self, file: CorpusFile, layout: SpecialLayout, spans: Spans, unit: Unit, max_length: int) -> None:
+    def __init__(
+        self, file: CorpusFile, layout: SpecialLayout, spans: Spans, unit: Unit, max_length: int,
+        row_length: int | None = None,
+    ) -> None:
         if unit not in _UNITS:
             raise ConfigError(unknown_name("unit", unit, _UNITS))
         if unit != "document" and "sentence_starts" not in file.columns:
@@ -56,7 +61,7 @@ class CorpusRows:
                 hint="Name it in the objective's columns.",
             )
         template = layout.pair if unit == "pair" else layout.single
-        budget = max_length - template.num_special
+        budget = (max_length if row_length is None else row_length) - template.num_special
         if budget < (2 if unit == "pair" else 1):
             raise ConfigError(
                 f"data.max_length is {max_length}; {template.num_special} special tokens leave no room for text"
@@ -65,7 +70,7 @@ class CorpusRows:
         self.unit, self.max_length = unit, max_length
         self.vocab_size, self.pad_id = layout.vocab_size, layout.pad_id
         self.cls_id, self.sep_id, self.mask_id = layout.cls_id, layout.sep_id, layout.mask_id
-        self.bos_id, self.eos_id = layout.bos_id, layout.eos_id
+        self.bos_id, self.eos_id, self.sentinel_ids = layout.bos_id, layout.eos_id, layout.sentinel_ids
         self._cuts: IntArray = np.empty(0, dtype=np.int64)
         if unit == "document":
             self._table = _chunks(spans, budget)

@@ -179,4 +179,4 @@ def eval_batches(
 
 
 def _length(example: Example) -> int:
-    return len(example)
+    return example.num_tokens

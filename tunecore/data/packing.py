@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def _first_fit(units: Sequence[list[Example]], capacity: int) -> list[list[Examp
     bins: list[list[Example]] = []
     room: list[int] = []
     for unit in units:
-        size = sum(len(example) for example in unit)
+        size = sum(example.num_tokens for example in unit)
         place = next((i for i, free in enumerate(room) if free >= size), None)
         if place is None:
             bins.append(list(unit))
@@ -53,53 +54,85 @@ def pack(
     examples: Sequence[Example], *, max_tokens: int, position_offset: int, pad_id: int, min_micro_batches: int = 1,
     view: str = "encoder",
 ) -> list[PackedBatch]:
-    """Pack examples, in order and first fit, into micro-batches of at most ``max_tokens`` tokens, filler included.
+    """Pack examples, in order and first fit, into micro-batches of at most ``max_tokens`` tokens, fillers included.
 
-    No batch is smaller than ``ROUND_TO`` tokens. Groups are never split; an example or group longer than
+    No row of a batch is smaller than ``ROUND_TO`` tokens. Groups are never split; an example or group longer than
     ``max_tokens`` makes a batch of its own. With ``min_micro_batches`` the examples are first parted evenly into that
-    many (or as many as there are). No examples make no batch.
+    many (or as many as there are). No examples make no batch. Examples with decoder ids make two rows, the encoder's
+    and the decoder's; their tokens are counted together.
 
     Raises:
-        DataError: an example is empty, or one loss has targets of two levels.
+        DataError: an example is empty, only some have decoder ids, or one loss has targets of two levels.
     """
-    for example in examples:
-        if len(example) == 0:
-            raise DataError(f"row {example.row_id}: the example has no tokens")
+    _check(examples)
     units = _units(examples)
     parts = min(min_micro_batches, len(units))
     capacity = max(max_tokens // ROUND_TO * ROUND_TO, ROUND_TO)
+    if examples and examples[0].decoder_input_ids is not None:
+        capacity = max(capacity - ROUND_TO, ROUND_TO)  # two rows are rounded up, by less than 2 * ROUND_TO together
     edges = [round(i * len(units) / parts) for i in range(parts + 1)] if parts else [0]
     bins = [b for lo, hi in pairwise(edges) for b in _first_fit(units[lo:hi], capacity)]
     return [_lay_out(b, position_offset, pad_id, view) for b in bins]
 
 
+def _check(examples: Sequence[Example]) -> None:
+    for example in examples:
+        decoder = example.decoder_input_ids
+        if len(example) == 0 or (decoder is not None and len(decoder) == 0):
+            raise DataError(f"row {example.row_id}: the example has no tokens")
+        if (decoder is None) != (examples[0].decoder_input_ids is None):
+            raise DataError(
+                f"rows {examples[0].row_id} and {example.row_id}: one has decoder_input_ids, the other has none",
+                hint="All examples of a view are for one kind of model.",
+            )
+
+
+class _Stack(NamedTuple):
+    """The row of one stack: sequences end to end, the filler last."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    cu_seqlens: IntArray
+    max_seqlen: int
+
+    @classmethod
+    def of(cls, ids: Sequence[IntArray], filled: bool, position_offset: int, pad_id: int) -> _Stack:
+        """Lay ``ids`` out; with ``filled`` a filler follows, of no tokens where none are missing."""
+        filler = -sum(map(len, ids)) % ROUND_TO
+        ids = [*ids, np.full(filler, pad_id, dtype=np.int64)] if filled else ids
+        lengths = [len(sequence) for sequence in ids]
+        cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        positions = np.arange(cu_seqlens[-1], dtype=np.int64) - np.repeat(cu_seqlens[:-1], lengths) + position_offset
+        return cls(_row(np.concatenate(ids)), _row(positions), cu_seqlens, max(lengths))
+
+
 def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, view: str) -> PackedBatch:
-    lengths = [len(example) for example in examples]
-    row_ids = [example.row_id for example in examples]
-    ids = [example.input_ids for example in examples]
-    num_tokens = sum(lengths)
-    filler = -num_tokens % ROUND_TO
-    if filler:
-        lengths.append(filler)
-        row_ids.append(FILLER_ROW)
-        ids.append(np.full(filler, pad_id, dtype=np.int64))
-    cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=cu_seqlens[1:])
-    starts = cu_seqlens[:-1]
-    positions = np.arange(num_tokens + filler, dtype=np.int64) - np.repeat(starts, lengths) + position_offset
+    rows = [[example.input_ids for example in examples]]
+    decoder_ids = [e.decoder_input_ids for e in examples if e.decoder_input_ids is not None]
+    rows += [decoder_ids] if decoder_ids else []
+    filled = any(sum(map(len, row)) % ROUND_TO for row in rows)
+    stacks = [_Stack.of(row, filled, position_offset, pad_id) for row in rows]
+    encoder, read = stacks[0], stacks[-1]  # hidden states are those of the last stack
+    decoder = read if decoder_ids else None
+    row_ids = [example.row_id for example in examples] + [FILLER_ROW] * filled
     return PackedBatch(
-        input_ids=_row(np.concatenate(ids)),
-        position_ids=_row(positions),
-        token_type_ids=_token_types(examples, num_tokens + filler, starts),
+        input_ids=encoder.ids,
+        position_ids=encoder.positions,
+        token_type_ids=_token_types(examples, encoder.ids.shape[1], encoder.cu_seqlens),
         layout=PackedLayout(
-            cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
-            max_seqlen=max(lengths),
+            cu_seqlens=torch.from_numpy(encoder.cu_seqlens.astype(np.int32)),
+            max_seqlen=encoder.max_seqlen,
+            decoder_cu_seqlens=None if decoder is None else torch.from_numpy(decoder.cu_seqlens.astype(np.int32)),
+            decoder_max_seqlen=0 if decoder is None else decoder.max_seqlen,
             row_ids=torch.tensor(row_ids, dtype=torch.int64),
         ),
         row_ids=tuple(row_ids[: len(examples)]),
-        targets=_targets(examples, starts),
-        num_tokens=num_tokens,
+        targets=_targets(examples, read.cu_seqlens),
+        num_tokens=sum(example.num_tokens for example in examples),
         view=view,
+        decoder_input_ids=None if decoder is None else decoder.ids,
+        decoder_position_ids=None if decoder is None else decoder.positions,
     )
 
 

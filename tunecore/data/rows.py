@@ -90,12 +90,13 @@ def most_structured_unit(objectives: Sequence[Objective]) -> Unit:
 
 
 def _check(example: Example, max_length: int, where: str) -> None:
-    length = len(example)
-    if not 0 < length <= max_length:
-        raise DataError(
-            f"{where}: the example has {length} tokens; it must have 1 to {max_length}",
-            hint="Lower data.max_length, or check the objective or head that made it." if length else None,
-        )
+    decoder = example.decoder_input_ids
+    for what, length in (("example", len(example)), ("decoder's row", 1 if decoder is None else len(decoder))):
+        if not 0 < length <= max_length:
+            raise DataError(
+                f"{where}: the {what} has {length} tokens; it must have 1 to {max_length}",
+                hint="Lower data.max_length, or check the objective or head that made it." if length else None,
+            )
 
 
 class _Stored(NamedTuple):

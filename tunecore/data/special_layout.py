@@ -43,6 +43,7 @@ class SpecialLayout(NamedTuple):
     pair: Template
     separates_documents: bool
     has_segments: bool
+    sentinel_ids: tuple[int, ...]
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> SpecialLayout:
@@ -59,7 +60,16 @@ class SpecialLayout(NamedTuple):
             vocab_size=len(tokenizer), cls_id=role.cls_id, sep_id=role.sep_id, mask_id=role.mask_id, pad_id=known[0],
             bos_id=role.bos_id, eos_id=role.eos_id, single=single, pair=pair, separates_documents=separates,
             has_segments="token_type_ids" in tokenizer.model_input_names and any(pair.segments),
+            sentinel_ids=_sentinels(tokenizer),
         )
+
+
+def _sentinels(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Ids of <extra_id_0>, <extra_id_1> ... up to the first that is missing."""
+    found: list[int] = []
+    while (sentinel := tokenizer.backend_tokenizer.token_to_id(f"<extra_id_{len(found)}>")) is not None:
+        found.append(sentinel)
+    return tuple(found)
 
 
 def _probe(tokenizer: PreTrainedTokenizerFast, two: bool) -> Template:

@@ -1,7 +1,8 @@
 """Tokenizers: train one on the run's text, or load one; always a fast tokenizer of transformers.
 
 A trained tokenizer is of the family's own class, so that ``AutoTokenizer`` loads the saved folder as any other.
-WordPiece: Schuster, Nakajima 2012, as in BERT. Byte-level BPE: Radford et al. 2019 (GPT-2).
+WordPiece: Schuster, Nakajima 2012, as in BERT. Byte-level BPE: Radford et al. 2019 (GPT-2). Unigram: Kudo 2018
+(arXiv:1804.10959), as in T5.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ from transformers.models.t5.tokenization_t5 import T5Tokenizer
 from tunecore.data.sentences import split_long
 from tunecore.errors import ConfigError, DataError
 
-Kind = Literal["wordpiece", "bpe"]
+Kind = Literal["wordpiece", "bpe", "unigram"]
 
 _WORDPIECE_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ROBERTA_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _GPT2_SPECIALS = ("<|endoftext|>",)
 _LLAMA_SPECIALS = ("<s>", "</s>", "<pad>")
+_T5_SPECIALS = ("<pad>", "</s>", "<unk>")
+_SENTINELS = tuple(f"<extra_id_{i}>" for i in reversed(range(100)))
+"""T5's, in the order of their ids: the last id is that of <extra_id_0>."""
 _CAUSAL_FAMILIES = ("gpt2", "llama", "mistral")
-_BPE_FAMILIES = (*_CAUSAL_FAMILIES, "roberta", "xlm-roberta", "modernbert", "deberta")
+_BPE_FAMILIES = (*_CAUSAL_FAMILIES, "roberta", "xlm-roberta", "modernbert", "deberta", "bart")
+_UNIGRAM_FAMILIES = ("t5",)
 _LARGEST_ALPHABET = 1000
-"""Most characters a WordPiece vocabulary spells out; rarer ones are unknown (BERT's trainer has the same limit)."""
+"""Most characters a WordPiece or unigram vocabulary spells out; rarer ones are unknown, as BERT's trainer has it."""
 _MIN_FREQUENCY = 2
+_SCORE_DIGITS = 6
+"""Digits kept of a piece's log probability: beyond them the trainer's sums depend on the order of a hash table."""
 _PIECE_CHARS = 10_000
 """Longest text handed to the trainer at once: its memory grows with it."""
 
@@ -62,7 +69,9 @@ def roles(tokenizer: PreTrainedTokenizerFast) -> Roles:
 
 
 def default_kind(family: str) -> Kind:
-    """WordPiece for encoders of BERT's kin, byte-level BPE for decoders and for RoBERTa's kin."""
+    """WordPiece for encoders of BERT's kin, byte-level BPE for decoders, BART and RoBERTa's kin, unigram for T5."""
+    if family in _UNIGRAM_FAMILIES:
+        return "unigram"
     return "bpe" if family in _BPE_FAMILIES else "wordpiece"
 
 
@@ -75,7 +84,7 @@ def train_tokenizer(
     Args:
         texts: read once into a temporary file, in short pieces, so memory does not grow with them.
         vocab_size: entries wanted, special tokens included; a small text gives fewer.
-        kind: "wordpiece" or "bpe"; None is what the family uses.
+        kind: "wordpiece", "bpe" or "unigram"; None is what the family uses.
         family: model_type it is for; decides the special tokens and the class.
         lowercase: lowercase and strip accents (wordpiece only).
         max_length: kept as ``model_max_length``.
@@ -88,12 +97,16 @@ def train_tokenizer(
     kind = default_kind(family) if kind is None else kind
     if kind == "wordpiece" and family in _CAUSAL_FAMILIES:
         raise ConfigError(f"tokenizer.kind wordpiece cannot be decoded to the very text; {family} takes bpe")
+    if (kind == "unigram") != (family in _UNIGRAM_FAMILIES):
+        raise ConfigError(f"tokenizer.kind {kind} does not fit {family}, which takes {default_kind(family)}")
     with TemporaryFile("w+", encoding="utf-8") as file:
         pieces = _Pieces(texts, file)
         if not pieces.counts:
             raise DataError("there is no text to train a tokenizer on", hint="Check data.train and the cleaning rules.")
         if kind == "wordpiece":
             trained = _wordpiece(pieces, vocab_size, family, lowercase, progress)
+        elif kind == "unigram":
+            trained = _unigram(pieces, vocab_size, progress)
         else:
             trained = _bpe(pieces, vocab_size, family, progress)
     if max_length is not None:
@@ -169,6 +182,29 @@ def _bpe(pieces: _Pieces, vocab_size: int, family: str, progress: bool) -> PreTr
             vocab=_by_id(tokenizer), merges=merges, bos_token=bos, eos_token=eos, pad_token=pad, unk_token=eos
         )
     return RobertaTokenizer(vocab=_by_id(tokenizer), merges=merges)
+
+
+def _unigram(pieces: _Pieces, vocab_size: int, progress: bool) -> PreTrainedTokenizerFast:
+    """T5's: specials first, pieces from the likeliest down, sentinels last."""
+    own = len(_T5_SPECIALS) + len(_SENTINELS)
+    if vocab_size <= own:
+        raise ConfigError(f"tokenizer.vocab_size is {vocab_size}; {own} of them are T5's special tokens")
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = T5Tokenizer().backend_tokenizer.pre_tokenizer
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - own, special_tokens=[], unk_token=None, show_progress=progress
+    )
+    # The trainer must spell out every character it meets; rarer ones become unknown, as in WordPiece.
+    largest = min(_LARGEST_ALPHABET, (vocab_size - own) // 2)
+    frequent = sorted(pieces.counts, key=lambda c: (-pieces.counts[c], c))
+    rare = dict.fromkeys(map(ord, frequent[largest:]), " ")
+    tokenizer.train_from_iterator((piece.translate(rare) for piece in pieces), trainer)
+    found = json.loads(tokenizer.to_str())["model"]["vocab"]
+    scored = sorted(((piece, round(score, _SCORE_DIGITS)) for piece, score in found), key=lambda p: (-p[1], p[0]))
+    # So unlikely that "</s>" written in a text is spelt.
+    unlikely = min((score for _, score in scored), default=0.0) - 100.0
+    vocabulary = [*((name, unlikely) for name in _T5_SPECIALS), *scored]
+    return T5Tokenizer(vocab=vocabulary, additional_special_tokens=list(_SENTINELS))
 
 
 def _by_id(tokenizer: Tokenizer) -> dict[str, int]:

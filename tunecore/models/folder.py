@@ -63,8 +63,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def field_names(config_class: type[PreTrainedConfig]) -> set[str]:
-    """Names of the fields of a config class, those it renames included."""
-    return {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map) | {"num_labels"}
+    """Names of the fields of a config class, those it renames and those any class takes included."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return names | set(config_class.attribute_map) | {"num_labels", "tie_word_embeddings"}
 
 
 def make_config(config_class: type[PreTrainedConfig], values: Mapping[str, Any], where: str) -> PreTrainedConfig:

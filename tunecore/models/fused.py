@@ -39,8 +39,10 @@ _BERT_LIKE = {
 }
 _OUTPUTS = _named(("SelfOutput", "Output"), _BERT_LIKE)
 _INTERMEDIATES = _named(("Intermediate",), _BERT_LIKE)
-_RMS_NORMS = _named(("RMSNorm",), {"llama": "Llama", "mistral": "Mistral"})
+_RMS_NORMS = _named(("RMSNorm",), {"llama": "Llama", "mistral": "Mistral"}) | _named(("LayerNorm",), {"t5": "T5"})
 _SHARED_LAYERS = _named(("Transformer",), {"albert": "Albert"})
+_EMBEDDINGS = _named(("ScaledWordEmbedding", "LearnedPositionalEmbedding"), {"bart": "Bart"})
+"""Embeddings that look up rows by ``super().forward``."""
 
 
 class DropoutSource:
@@ -254,6 +256,8 @@ def swap_modules(module: nn.Module) -> DropoutSource:
             for ours, theirs in _BY_NAME.items():
                 if name in theirs:
                     one.__class__ = swapped_class(ours, kind)
+            if name in _EMBEDDINGS:
+                one.__class__ = swapped_class(kind, KernelEmbedding)
     return source
 
 
@@ -271,9 +275,9 @@ def number_shared_layers(model: nn.Module) -> None:
 
 
 @functools.cache
-def swapped_class(ours: type, theirs: type) -> type:
-    """A class that is both, with the forward of ``ours``."""
-    return type(f"{ours.__name__}Of{theirs.__name__}", (ours, theirs), {"__doc__": ours.__doc__})
+def swapped_class(first: type, second: type) -> type:
+    """A class that is both, the first's forward before the second's."""
+    return type(f"{first.__name__}Of{second.__name__}", (first, second), {"__doc__": first.__doc__})
 
 
 def is_unhooked(module: Any) -> bool:

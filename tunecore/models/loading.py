@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.utils import logging as transformers_logging
 
 from tunecore.errors import CheckpointError, ConfigError, unknown_name
+from tunecore.models.encoder_decoder import prepare
 from tunecore.models.folder import (
     BAD_VALUES,
     CONFIG_FILE,
@@ -273,6 +274,7 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
         model.config.use_cache = False
     number_shared_layers(model)
     assign_sites(model)
+    prepare(model)
     return model
 
 

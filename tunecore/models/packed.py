@@ -32,7 +32,10 @@ SITE = "_tunecore_site"
 MANY_NAMES = -1
 """The site of a module that a model holds under several names: which of them is called cannot be known."""
 
-_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "position_bias", "cache")
+BUCKETS = "_tunecore_buckets"
+"""Attribute of an attention module with relative positions: int32 [2R + 1], the bucket of each distance -R to R."""
+
+_UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "cache")
 _FLASH_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
@@ -63,14 +66,14 @@ def attention_forward(
     Args:
         module: the calling attention module; its ``is_causal`` and ``is_decoder`` give the role.
         query: [1, H, T, D] packed (a transposed view, taken as it is), else [batch, H, T, D].
-        key: [1, K, S, D] or [batch, K, S, D].
-        value: as ``key``.
+        key, value: [1, K, S, D] or [batch, K, S, D].
         attention_mask: None with a packed layout.
         dropout: probability; transformers passes 0 outside training.
         scaling: factor on the scores; None is D ** -0.5.
         is_causal: overrides ``module.is_causal``.
         packed: the layout; None looks for transformers' names, and without those calls ``sdpa``.
-        kwargs: what transformers hands every attention function; ``sliding_window`` w means |i - j| < w.
+        kwargs: what transformers hands every attention function; ``sliding_window`` w means |i - j| < w. Packed,
+            ``position_bias`` is the table [buckets, H] of T5 (or empty: no bias), never [1, H, T, S].
 
     Returns:
         Output [1, T, H, D] (or sdpa's [batch, T, H, D]), and None in place of the weights.
@@ -103,6 +106,7 @@ def attention_forward(
         scale=scaling,
         dropout_p=0.0 if spans.rng is None else dropout,
         rng=spans.rng,
+        **_relative_bias(module, kwargs.get("position_bias")),
     )
     return out_THD.unsqueeze(0), None
 
@@ -191,6 +195,20 @@ def _in_decoder(module: nn.Module) -> bool:
         getattr(owner, name, False)
         for owner, name in ((module, "is_decoder"), (module, "is_cross_attention"), (config, "is_decoder"))
     )
+
+
+def _relative_bias(module: nn.Module, position_bias: Tensor | None) -> dict[str, Any]:
+    """The table of relative positions [buckets, H] and the bucket of each distance; nothing without a bias."""
+    if position_bias is None or position_bias.numel() == 0:
+        return {}
+    buckets: Tensor | None = getattr(module, BUCKETS, None)
+    if position_bias.dim() != 2 or buckets is None:
+        raise ConfigError(
+            f"{type(module).__name__}: packed attention reads a table [buckets, H], "
+            f"but position_bias is {list(position_bias.shape)}",
+            hint="Pass the layout as packed=, after tunecore.models.encoder_decoder.prepare(model) was called once.",
+        )
+    return {"relative_bias_BH": position_bias, "buckets": buckets.to(position_bias.device)}
 
 
 def _spans_of_names(query: Tensor, kwargs: dict[str, Any], dropout: float) -> _Spans:

@@ -26,6 +26,9 @@ ENCODER_VIEW = "encoder"
 TASK_PREFIX = "tasks."
 """Parameters of a task's own module are named ``tasks.<task>.<name>``; the model's keep the names the model gives."""
 
+SEQ2SEQ = "seq2seq"
+"""The view of encoder-decoder models."""
+
 
 class Task(NamedTuple):
     """One objective or head, with its own parameters and its weight in the sum of losses."""
@@ -46,7 +49,7 @@ class ForwardPass:
         self._hidden: Tensor | None = None
 
     def hidden(self) -> Tensor:
-        """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
+        """Hidden states of the backbone [T, E], the decoder's of two stacks; computed at the first call."""
         if self._hidden is None:
             batch = self.batch
             inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
@@ -54,13 +57,18 @@ class ForwardPass:
                 # Given even where all are 0: the model's own default is a table no longer than one sequence.
                 types = batch.token_type_ids
                 inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
+            if batch.decoder_input_ids is not None:
+                inputs["decoder_input_ids"] = batch.decoder_input_ids
+                inputs["decoder_position_ids"] = batch.decoder_position_ids
             self._hidden = backbone_hidden(self.family, self.model, inputs, batch)
         return self._hidden
 
     def sequence_rows(self) -> Tensor:
         """What each sequence is read from, its first or last row or their mean by family: [B, E], no filler."""
         count = self.batch.num_sequences
-        ends = self.batch.layout.cu_seqlens[: count + 1].long()
+        layout = self.batch.layout
+        cu_seqlens = layout.cu_seqlens if layout.decoder_cu_seqlens is None else layout.decoder_cu_seqlens
+        ends = cu_seqlens[: count + 1].long()
         pooling = getattr(self.family, "sequence_pooling", lambda model: self.family.sequence_row)(self.model)
         if pooling == "mean":
             return sequence_means(self.hidden(), ends)
@@ -86,7 +94,7 @@ class TrainUnit(nn.Module):
         tasks: objectives, or one head, in the order their losses are reported.
 
     Raises:
-        ConfigError: two tasks have one name or one loss name.
+        ConfigError: two tasks have one name or one loss name, or a task is for models of other stacks.
     """
 
     def __init__(self, model: PreTrainedModel, family: Family, tasks: Sequence[Task]) -> None:
@@ -100,6 +108,7 @@ class TrainUnit(nn.Module):
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task."""
         for task in self.tasks:
+            check_stacks(task.name, task.component, family)
             for name in task.component.losses:
                 if name in self.weights:
                     raise ConfigError(f"two tasks name a loss {name!r}; the second is {task.name!r}")
@@ -179,6 +188,26 @@ def _reads_by_view(tasks: Sequence[Task]) -> dict[str, frozenset[str]]:
         view = getattr(task.component, "view", ENCODER_VIEW)
         found.setdefault(view, []).append(getattr(task.component, "reads", ()))
     return {view: frozenset(name for reads in all_ for name in reads) for view, all_ in found.items() if all(all_)}
+
+
+def check_stacks(name: str, component: Objective | Head, family: Family) -> None:
+    """Hold the view of an objective or head against the stacks of a family.
+
+    Raises:
+        ConfigError: one is for encoder-decoder models and the other is not.
+    """
+    wants = getattr(component, "view", None) == SEQ2SEQ
+    has = getattr(family, "encoder_decoder", False)
+    if wants and not has:
+        raise ConfigError(
+            f"{name} needs an encoder-decoder model; {family.model_type} has one stack",
+            hint="Use a family such as t5 or bart.",
+        )
+    if has and not wants:
+        raise ConfigError(
+            f"{name} needs a model of one stack; {family.model_type} is an encoder-decoder",
+            hint=f"Use its own objective, {getattr(family, 'default_objective', 'of the view seq2seq')}.",
+        )
 
 
 def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:

@@ -31,6 +31,7 @@ class TransformersFamily:
     model_type: str = ""
     sequence_row: Literal["first", "last"] = "first"
     causal: bool = False
+    encoder_decoder: bool = False
     token_types: int = 0
     padded: bool = False
 
@@ -39,6 +40,11 @@ class TransformersFamily:
     blocks_path: ClassVar[str] = "encoder.layer"
     embedding_parts: ClassVar[tuple[str, ...]] = ("embeddings",)
     top_parts: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def default_objective(self) -> str:
+        """What pretraining takes where no objective is named."""
+        return "causal_lm" if self.causal else "masked_lm"
 
     def backbone(self, model: PreTrainedModel) -> nn.Module:
         """The submodule that maps packed ids to hidden states; ``model`` itself where it has no head."""
