@@ -12,6 +12,7 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.strategies.head_only import HeadOnly
@@ -26,6 +27,7 @@ Components = Mapping[str, tuple[Callable[[Any], Any], type]]
 OBJECTIVES: Components = {
     "masked_lm": (MaskedLM, MaskedLMOptions),
     "next_sentence": (NextSentence, NextSentenceOptions),
+    "sentence_order": (SentenceOrder, SentenceOrderOptions),
     "causal_lm": (CausalLM, CausalLMOptions),
 }
 HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}

@@ -341,6 +341,10 @@ class Family(Protocol):
         """
         ...
 
+    def sentence_order(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """The sentence-order head, as ``sequence_relationship`` (column 0: "in order")."""
+        ...
+
     def layers(self, model: PreTrainedModel) -> Layers:
         """Parameter-name prefixes of embeddings, blocks and heads."""
         ...
