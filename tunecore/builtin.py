@@ -12,6 +12,7 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.prefix_lm import PrefixLM, PrefixLMOptions
 from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
@@ -29,6 +30,7 @@ OBJECTIVES: Components = {
     "next_sentence": (NextSentence, NextSentenceOptions),
     "sentence_order": (SentenceOrder, SentenceOrderOptions),
     "causal_lm": (CausalLM, CausalLMOptions),
+    "prefix_lm": (PrefixLM, PrefixLMOptions),
 }
 HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}

@@ -110,7 +110,7 @@ class _Check:
         refusals = []
         for name in _FAMILIES:
             tokenizer = make_tokenizer(name)
-            model = make_model([objective.name], tokenizer, name)
+            model = make_model([objective.name, *getattr(objective, "uses", ())], tokenizer, name)
             try:
                 with seeded(0):
                     return FAMILIES[name], tokenizer, model, objective.build(model, FAMILIES[name])

@@ -60,7 +60,7 @@ def pack(
     many (or as many as there are). No examples make no batch.
 
     Raises:
-        DataError: an example is empty, or one loss has targets of two levels.
+        DataError: an example is empty, one loss has targets of two levels, or only some examples have a prefix.
     """
     for example in examples:
         if len(example) == 0:
@@ -95,6 +95,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
             max_seqlen=max(lengths),
             row_ids=torch.tensor(row_ids, dtype=torch.int64),
+            prefix_lens=_prefix_lens(examples, filler),
         ),
         row_ids=tuple(row_ids[: len(examples)]),
         targets=_targets(examples, starts),
@@ -116,6 +117,20 @@ def _token_types(examples: Sequence[Example], total: int, starts: IntArray) -> t
         if example.token_type_ids is not None:
             types[start : start + len(example)] = example.token_type_ids
     return _row(types)
+
+
+def _prefix_lens(examples: Sequence[Example], filler: int) -> torch.Tensor | None:
+    """Prefixes int32 [B] where the examples have them; the filler is causal."""
+    given = [example.prefix_len for example in examples if example.prefix_len is not None]
+    if not given:
+        return None
+    for example in examples:
+        if example.prefix_len is None or not 0 <= example.prefix_len <= len(example):
+            raise DataError(
+                f"row {example.row_id}: prefix_len is {example.prefix_len} for {len(example)} tokens",
+                hint="Every example of a view has a prefix between 0 and its length, or none has one.",
+            )
+    return torch.tensor([*given, *([0] if filler else [])], dtype=torch.int32)
 
 
 def _targets(examples: Sequence[Example], starts: IntArray) -> dict[str, BatchTargets]:

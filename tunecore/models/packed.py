@@ -39,6 +39,7 @@ class _Spans(NamedTuple):
     max_seqlen_q: int
     max_seqlen_k: int
     rng: DropoutKey | None
+    prefix_lens: Tensor | None = None
 
 
 def attention_forward(
@@ -94,6 +95,7 @@ def attention_forward(
         spans.max_seqlen_q,
         spans.max_seqlen_k,
         causal=causal,
+        prefix_lens=spans.prefix_lens,
         window=kwargs.get("sliding_window"),
         scale=scaling,
         dropout_p=0.0 if spans.rng is None else dropout,
@@ -167,7 +169,9 @@ def _spans_of_layout(module: nn.Module, packed: PackedLayout, causal: bool, drop
                 hint="Call tunecore.models.packed.assign_sites(model) once, and give the layout row_ids.",
             )
         rng = DropoutKey(packed.rng_key, packed.row_ids, site)
-    return _Spans(queries[0], keys[0], queries[1], keys[1], rng)
+    if packed.prefix_lens is not None and packed.decoder_cu_seqlens is not None:
+        raise ConfigError(f"{type(module).__name__}: prefix_lens are for models of one stack; the layout has a decoder")
+    return _Spans(queries[0], keys[0], queries[1], keys[1], rng, packed.prefix_lens)
 
 
 def _in_decoder(module: nn.Module) -> bool:
