@@ -12,6 +12,7 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.phrase_masked_lm import PhraseMaskedLM, PhraseMaskedLMOptions
 from tunecore.objectives.prefix_lm import PrefixLM, PrefixLMOptions
 from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptions
 from tunecore.registry import NoOptions
@@ -27,6 +28,7 @@ Components = Mapping[str, tuple[Callable[[Any], Any], type]]
 
 OBJECTIVES: Components = {
     "masked_lm": (MaskedLM, MaskedLMOptions),
+    "phrase_masked_lm": (PhraseMaskedLM, PhraseMaskedLMOptions),
     "next_sentence": (NextSentence, NextSentenceOptions),
     "sentence_order": (SentenceOrder, SentenceOrderOptions),
     "causal_lm": (CausalLM, CausalLMOptions),

@@ -97,7 +97,9 @@ class _Check:
         family, tokenizer, model, module = self._fitting_family(objective)
         with TemporaryDirectory() as folder:
             columns = tuple(objective.columns)
-            corpus = make_corpus(tokenizer, Path(folder), unit=objective.unit, columns=columns)
+            corpus = make_corpus(
+                tokenizer, Path(folder), unit=objective.unit, columns=columns, objectives=[objective]
+            )
             self._corruption(objective, corpus)
             rows = PretrainRows(corpus, [objective], seed=0)
             examples = [rows.examples(row, 0, START)[0] for row in range(ROWS)]

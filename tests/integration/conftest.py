@@ -1,6 +1,11 @@
-"""Small real text that every Python ships: the help topics of ``pydoc``."""
+"""Small real text that every Python ships: the help topics of ``pydoc``. Makes ``unigram`` importable."""
+
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ class Corpus:
     @property
     def digest(self) -> str:
         """Hash of the tokens and of which of them belong to this corpus."""
-        whole: str = self.file.header["digest"]
+        whole = self.file.digest
         if self._is_whole:
             return whole
         digest = hashlib.blake2b(whole.encode(), digest_size=16)
@@ -92,6 +92,10 @@ class Corpus:
         made: Mapping[str, Any] = self.file.header["summary"]
         own = {"documents": self.num_documents, "tokens": self.num_tokens, "digest": self.digest}
         return {**made, **own, "note": self.note} if self.note else {**made, **own}
+
+    def with_file(self, file: CorpusFile) -> Corpus:
+        """The same documents of the same tokens, with the columns of another file."""
+        return Corpus(file, self.layout, None if self._is_whole else self.spans, self.note)
 
     def rows(self, unit: Unit, max_length: int) -> CorpusRows:
         """The row table for a unit: rows of at most ``max_length`` tokens, special tokens included.
