@@ -123,3 +123,12 @@ def test_prefix_lm(novels, tmp_path, family, options):
     learnt = learn(novels, tmp_path, {"prefix_lm": options}, family=family, steps=700)
     baseline = learnt.unigram("prefix_lm")
     assert report(learnt, "prefix_lm", baseline) < baseline - 0.1
+
+
+def test_phrase_masked_lm(novels, tmp_path):
+    """Names from a list, phrases from the statistics of the novels."""
+    names = tmp_path / "names.txt"
+    names.write_text("Sir Henry\nMary Antony\nNurse Rosemary\nUncle Sam\n", encoding="utf-8")
+    learnt = learn(novels, tmp_path / "run", {"phrase_masked_lm": {"entities": str(names)}}, steps=700)
+    baseline = learnt.unigram("phrase_masked_lm")
+    assert report(learnt, "phrase_masked_lm", baseline) < baseline - 0.1
