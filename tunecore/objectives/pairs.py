@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tunecore.errors import ConfigError
 from tunecore.types import Chunk, Example, Family, Forward, IntArray, LossSum, Stream
 
+PAIR_OBJECTIVES = ("next_sentence", "sentence_order")
 FamilyHead = Callable[[PreTrainedModel, Tensor], Tensor | None]
 """A family's method: sequence rows [B, E] -> logits [B, 2], or None where the class has no such head."""
 
@@ -41,13 +42,13 @@ def cut_at_sentence(chunk: Chunk, stream: Stream) -> int:
 
 
 def check_assembled_here(name: str, example: Example) -> None:
-    """Raise ConfigError where another objective laid the pair out: its labels are not those of ``name``."""
-    others = [other for other, targets in example.targets.items() if targets.level == "sequence"]
-    if name not in example.targets and others:
-        raise ConfigError(
-            f"objectives {others[0]} and {name} each lay out pairs of their own, so one run cannot train both",
-            hint="Keep one of them.",
-        )
+    """Raise ConfigError where another objective of pairs laid the example out: its labels are not those of ``name``."""
+    for other in PAIR_OBJECTIVES:
+        if other != name and other in example.targets:
+            raise ConfigError(
+                f"objectives {other} and {name} each lay out pairs of their own, so one run cannot train both",
+                hint="Keep one of them.",
+            )
 
 
 def pair_head(model: PreTrainedModel, head: FamilyHead) -> nn.Linear | None:
