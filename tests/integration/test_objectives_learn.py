@@ -64,13 +64,13 @@ class Learnt(NamedTuple):
         return unigram_loss(self.train_ids, self.labels[loss], self.vocab_size)
 
 
-def learn(data, output_dir, objectives, *, family="bert", checkpoint=None, steps=300, **options) -> Learnt:
+def learn(data, output_dir, objectives, *, family="bert", checkpoint=None, steps=450, **options) -> Learnt:
     """Pretrain a tiny new model (or ``checkpoint``) and measure it on held-out text."""
     train, held_out = map(str, data)
     common = {"progress": False, "report": False, "threads": 1, "seed": 1, **options}
     if checkpoint is None:
-        common = {"max_length": 64, "batch_size": 32, "learning_rate": 3e-3, **common}
-        engine = Engine.from_scratch(family, size="tiny", text=train, vocab_size=1500, **common)
+        common = {"max_length": 64, "batch_size": 32, "learning_rate": 2e-3, **common}
+        engine = Engine.from_scratch(family, size="tiny", text=train, vocab_size=4096, **common)
     else:
         engine = Engine.from_pretrained(checkpoint)
     result = engine.pretrain(
