@@ -76,6 +76,7 @@ class PhraseMaskedLM:
     columns: tuple[str, ...] = ("word_starts",)
     view = "encoder"
     losses: tuple[str, ...] = (NAME,)
+    reads = ("targets",)
     uses: tuple[str, ...] = ("masked_lm",)
 
     def __init__(self, options: PhraseMaskedLMOptions) -> None:

@@ -74,6 +74,7 @@ class PrefixLM:
     name = NAME
     view = "prefix"
     losses: tuple[str, ...] = (NAME,)
+    reads = ("targets",)
     uses: tuple[str, ...] = ("masked_lm", "causal_lm")
 
     def __init__(self, options: PrefixLMOptions) -> None:

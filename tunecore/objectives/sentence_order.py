@@ -48,6 +48,7 @@ class SentenceOrder:
     columns: tuple[str, ...] = ("sentence_starts",)
     view = "encoder"
     losses: tuple[str, ...] = (NAME,)
+    reads = ("sequence_rows",)
 
     def __init__(self, options: SentenceOrderOptions) -> None:
         self.options = options
