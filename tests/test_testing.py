@@ -37,7 +37,11 @@ def test_every_built_in_keeps_the_contract(entry):
     [
         ("masked_lm", {"whole_word": True, "mask_rate": 0.4, "mask_rate_end": 0.2}),
         ("masked_lm", {"label_smoothing": 0.1, "z_loss": 1e-3}),
+        ("masked_lm", {"span": True, "mask_rate": 0.4}),
         ("causal_lm", {"label_smoothing": 0.1, "z_loss": 1e-3}),
+        ("prefix_lm", {"prediction": "next_token"}),
+        ("prefix_lm", {"bidirectional_share": 0.0, "mask_rate": 0.5}),
+        ("sentence_order", {"swap_probability": 0.2}),
         ("next_sentence", {"random_probability": 0.2}),
     ],
 )

@@ -13,6 +13,9 @@ from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
 from tunecore.objectives.denoising import Denoising, DenoisingOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.phrase_masked_lm import PhraseMaskedLM, PhraseMaskedLMOptions
+from tunecore.objectives.prefix_lm import PrefixLM, PrefixLMOptions
+from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptions
 from tunecore.objectives.span_corruption import SpanCorruption, SpanCorruptionOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
@@ -27,8 +30,11 @@ Components = Mapping[str, tuple[Callable[[Any], Any], type]]
 
 OBJECTIVES: Components = {
     "masked_lm": (MaskedLM, MaskedLMOptions),
+    "phrase_masked_lm": (PhraseMaskedLM, PhraseMaskedLMOptions),
     "next_sentence": (NextSentence, NextSentenceOptions),
+    "sentence_order": (SentenceOrder, SentenceOrderOptions),
     "causal_lm": (CausalLM, CausalLMOptions),
+    "prefix_lm": (PrefixLM, PrefixLMOptions),
     "span_corruption": (SpanCorruption, SpanCorruptionOptions),
     "denoising": (Denoising, DenoisingOptions),
 }

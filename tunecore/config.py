@@ -15,6 +15,8 @@ from tunecore.errors import ConfigError
 Options = Mapping[str, Any]
 """Options of one component by name; checked against the ``Options`` dataclass it was registered with."""
 
+SegmenterName = Literal["characters", "lexicon", "jieba", "tokenizer"]
+
 
 def _positive(owner: str, **values: float | None) -> None:
     for name, value in values.items():
@@ -60,6 +62,9 @@ class TokenizerConfig:
     """Entries of a trained vocabulary."""
     lowercase: bool = True
     """Lowercase and strip accents (wordpiece)."""
+    strip_accents: bool | None = None
+    """Strip accents (wordpiece); None is where ``lowercase`` is set, unless the text is in a script whose letters would
+    be lost with their marks (kana, Hangul, Devanagari, Thai ...)."""
 
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
@@ -82,6 +87,11 @@ class DataConfig:
     """Longest sequence in tokens, special tokens included; None is 128, or what a checkpoint was trained with."""
     normalization: Literal["none", "nfc", "nfkc"] = "nfc"
     """Unicode normal form."""
+    segmenter: SegmenterName = "characters"
+    """Where words begin in text without spaces, for whole-word masking: each character, the longest entry of
+    ``lexicon``, jieba (Chinese, an extra), or the tokenizer's own splitting."""
+    lexicon: str | None = None
+    """File of words, one a line, for the segmenters lexicon and jieba."""
     deduplicate: bool = False
     """Drop documents whose cleaned text was seen before (exact)."""
     min_chars: int = 1
@@ -102,6 +112,13 @@ class DataConfig:
             raise ConfigError(f"data.max_length is {self.max_length}; it must be at least 4")
         if self.num_workers < 0 or self.min_chars < 0:
             raise ConfigError("data.num_workers and data.min_chars must not be negative")
+        if self.segmenter == "lexicon" and self.lexicon is None:
+            raise ConfigError("data.segmenter is lexicon, and data.lexicon names no file")
+        if self.lexicon is not None and self.segmenter not in ("lexicon", "jieba"):
+            raise ConfigError(
+                f"data.lexicon is set, but the segmenter {self.segmenter} reads no lexicon",
+                hint="Set data.segmenter: lexicon (or jieba).",
+            )
 
     @property
     def length(self) -> int:

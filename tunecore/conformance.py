@@ -97,7 +97,9 @@ class _Check:
         family, tokenizer, model, module = self._fitting_family(objective)
         with TemporaryDirectory() as folder:
             columns = tuple(objective.columns)
-            corpus = make_corpus(tokenizer, Path(folder), unit=objective.unit, columns=columns)
+            corpus = make_corpus(
+                tokenizer, Path(folder), unit=objective.unit, columns=columns, objectives=[objective]
+            )
             self._corruption(objective, corpus)
             rows = PretrainRows(corpus, [objective], seed=0)
             examples = [rows.examples(row, 0, START)[0] for row in range(ROWS)]
@@ -110,7 +112,7 @@ class _Check:
         refusals = []
         for name in _FAMILIES:
             tokenizer = make_tokenizer(name)
-            model = make_model([objective.name], tokenizer, name)
+            model = make_model([objective.name, *getattr(objective, "uses", ())], tokenizer, name)
             try:
                 with seeded(0):
                     return FAMILIES[name], tokenizer, model, objective.build(model, FAMILIES[name])

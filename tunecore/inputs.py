@@ -21,7 +21,10 @@ from transformers import PreTrainedTokenizerBase
 from tunecore.config import RunConfig
 from tunecore.data.clean import Cleaner, CleaningOptions
 from tunecore.data.corpus import Corpus, build_corpus
+from tunecore.data.lexicon import read_lexicon
+from tunecore.data.phrase_columns import phrase_options, with_phrases
 from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit
+from tunecore.data.segmenters import make_segmenter
 from tunecore.data.sources import ReadSummary, by_suffix, documents, expand_paths, read_records, usable_records
 from tunecore.data.streams import PhiloxStream
 from tunecore.data.tokenizer import train_tokenizer
@@ -132,20 +135,27 @@ def train_tokenizer_on(data: Data, config: RunConfig, registry: Registry) -> Pre
         cleaned = (clean for text, _ in texts if (clean := cleaner.clean(text)) is not None)
         return train_tokenizer(
             cleaned, vocab_size=options.vocab_size, kind=options.kind, family=config.model.family,
-            lowercase=options.lowercase, max_length=config.data.length, progress=config.tracking.progress,
+            lowercase=options.lowercase, strip_accents=options.strip_accents, max_length=config.data.length,
+            progress=config.tracking.progress,
         )  # fmt: skip
 
 
 def text_corpus(
     paths: Sequence[str], tokenizer: Any, objectives: Sequence[Objective], config: RunConfig, registry: Registry
 ) -> Corpus:
-    """Tokenise text files, with the boundary columns the objectives ask for; cached."""
-    return build_corpus(
+    """Tokenise text files, with the boundary and phrase columns the objectives ask for; cached."""
+    cleaning, lexicon = CleaningOptions.of(config.data), config.data.lexicon
+    words = [] if lexicon is None else read_lexicon(lexicon, "data.lexicon", cleaning)
+    corpus = build_corpus(
         paths, tokenizer, cache_dir=config.data.cache_dir or Path(config.output_dir) / "cache",
         columns={column for objective in objectives for column in objective.columns},
-        cleaning=CleaningOptions.of(config.data), text_column=config.data.text, sources=sources_of(registry),
+        cleaning=cleaning, text_column=config.data.text, sources=sources_of(registry),
         on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
+        segmenter=make_segmenter(config.data.segmenter, words),
     )  # fmt: skip
+    for options in phrase_options(objectives):
+        corpus = with_phrases(corpus, tokenizer, options, cleaning=cleaning, progress=config.tracking.progress)
+    return corpus
 
 
 def pretrain_rows(corpus: Corpus, objectives: Sequence[Objective], config: RunConfig, *, evaluation: bool) -> RowSource:

@@ -14,10 +14,11 @@ from transformers import PreTrainedModel
 
 from tunecore.data.corpus import build_corpus
 from tunecore.data.corpus_rows import Unit
+from tunecore.data.phrase_columns import phrase_options, with_phrases
 from tunecore.data.tokenizer import train_tokenizer
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
-from tunecore.types import CorpusView, Record
+from tunecore.types import CorpusView, Objective, Record
 
 MAX_LENGTH = 32
 VOCABULARY = 400
@@ -47,11 +48,18 @@ def make_tokenizer(family: str = "bert") -> Any:
     return train_tokenizer(tiny_documents(), vocab_size=VOCABULARY, family=family, max_length=MAX_LENGTH)
 
 
-def make_corpus(tokenizer: Any, folder: Path, *, unit: Unit, columns: Sequence[str] = ()) -> CorpusView:
-    """The tiny documents tokenised under ``folder``, in rows of a unit with the boundary columns asked for."""
+def make_corpus(
+    tokenizer: Any, folder: Path, *, unit: Unit, columns: Sequence[str] = (), objectives: Sequence[Objective] = ()
+) -> CorpusView:
+    """The tiny documents tokenised under ``folder``, in rows of a unit with the boundary columns asked for, and the
+    phrase columns that ``objectives`` ask for.
+    """
     path = folder / "tiny.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_documents()), encoding="utf-8")
-    return build_corpus([path], tokenizer, cache_dir=folder, columns=columns).rows(unit, MAX_LENGTH)
+    corpus = build_corpus([path], tokenizer, cache_dir=folder, columns=columns)
+    for options in phrase_options(objectives):
+        corpus = with_phrases(corpus, tokenizer, options)
+    return corpus.rows(unit, MAX_LENGTH)
 
 
 def make_model(

@@ -38,8 +38,10 @@ class PackedLayout(NamedTuple):
 
     ``cu_seqlens`` is int32 [B+1], ``max_seqlen`` its largest difference. The decoder's fields are None for
     models of one stack. ``rng_key`` is an int64 scalar tensor (None: no dropout) and ``row_ids`` int64 [B]:
-    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing. ``last_layer`` names the rows
-    that are read of an encoder's last layer (None: all), ``queries`` those that are the queries of one attention call.
+    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing. ``prefix_lens`` is int32 [B]:
+    all tokens of a sequence see its first so many, the rest is causal (None: as the model reads). ``last_layer`` names
+    the rows that are read of an encoder's last layer (None: all), ``queries`` those that are the queries of one
+    attention call.
     """
 
     cu_seqlens: Tensor
@@ -89,6 +91,8 @@ class Example:
     """Named loss -> its targets. The count of each is fixed by the data, before any gradient."""
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     """Token-aligned columns [L] for corruption: ``special`` (bool: never touched), ``word_starts`` (bool) ..."""
+    prefix_len: int | None = None
+    """Tokens at the start that all tokens see, the rest being causal: 0 to L; None: as the model reads."""
     group: int = -1
     """Examples with one non-negative group (choices of a question) never part in packing."""
     decoder_input_ids: IntArray | None = None
@@ -360,6 +364,10 @@ class Family(Protocol):
         """The next-sentence head of a class that has one: rows [B, E] -> logits [B, 2] (column 0: "is next"), pooler
         included; None where the class has none.
         """
+        ...
+
+    def sentence_order(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """The sentence-order head, as ``sequence_relationship`` (column 0: "in order")."""
         ...
 
     def layers(self, model: PreTrainedModel) -> Layers:

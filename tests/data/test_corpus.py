@@ -1,5 +1,6 @@
 """The corpus: what went in comes out, it is made once, damage is noticed, held-out text never overlaps."""
 
+import copy
 import json
 import logging
 import os
@@ -68,6 +69,13 @@ def test_special_tokens_written_in_the_text_stay_text(tmp_path, tokenizer, write
     path = write_documents(tmp_path / "t.jsonl", ["the [MASK] lamp [SEP] sings"])
     made = build_corpus([path], tokenizer, cache_dir=tmp_path)
     assert not {tokenizer.mask_token_id, tokenizer.sep_token_id} & set(document_ids(made, 0))
+
+
+def test_a_tokenizer_that_pads_what_it_encodes_is_laid_out_like_any_other(tokenizer, corpus):
+    padding = copy.deepcopy(tokenizer)
+    padding.backend_tokenizer.enable_padding(length=32)
+    padding.backend_tokenizer.enable_truncation(3)
+    assert Corpus.open(corpus.file.path, padding).layout == corpus.layout
 
 
 def test_a_large_vocabulary_takes_four_bytes(tmp_path):

@@ -1,5 +1,6 @@
 """Packing: nothing lost, nothing split, nothing beyond the limit, positions and targets where they belong."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -116,3 +117,22 @@ def test_bad_examples_are_named():
     ]
     with pytest.raises(DataError, match="row 3: loss 'a' has both"):
         pack(mixed, max_tokens=64, position_offset=0, pad_id=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.floats(0, 1)), min_size=1, max_size=12), st.integers(8, 60))
+def test_prefixes_stay_with_their_sequences_and_the_filler_is_causal(rows, max_tokens):
+    examples = [replace(example(i, n), prefix_len=round(n * share)) for i, (n, share) in enumerate(rows)]
+    for batch in pack(examples, max_tokens=max_tokens, position_offset=0, pad_id=0):
+        prefixes = batch.layout.prefix_lens
+        assert prefixes.dtype == torch.int32 and len(prefixes) == len(batch.layout.cu_seqlens) - 1
+        wanted = [examples[row].prefix_len for row in batch.row_ids]
+        assert prefixes.tolist() == wanted + [0] * (len(prefixes) - len(wanted))
+
+
+@pytest.mark.parametrize("prefixes", [(2, None), (None, 2), (2, 9), (-1, 2)])
+def test_prefixes_of_only_some_examples_or_beyond_their_length_are_refused(prefixes):
+    examples = [replace(example(i, 3), prefix_len=prefix) for i, prefix in enumerate(prefixes)]
+    with pytest.raises(DataError, match=r"row [01]: prefix_len is (None|9|-1) for 3 tokens"):
+        pack(examples, max_tokens=64, position_offset=0, pad_id=0)
+    assert pack([example(0, 3)], max_tokens=64, position_offset=0, pad_id=0)[0].layout.prefix_lens is None

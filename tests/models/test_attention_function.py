@@ -152,7 +152,7 @@ BOTH = PackedLayout(ENCODER, 5, DECODER, 4)
 def test_the_role_comes_from_the_module(module, layout, want, monkeypatch):
     seen = {}
 
-    def record(q, k, v, cu_q, cu_k, max_q, max_k, *, causal, window, scale, dropout_p, rng):
+    def record(q, k, v, cu_q, cu_k, max_q, max_k, *, causal, window, scale, dropout_p, rng, **_):
         seen.update(call=(int(cu_q[-1]), int(cu_k[-1]), max_q, max_k, causal), strides=(q.stride(), k.stride()))
         seen.update(window=window, scale=scale, pointers=(q.data_ptr(), k.data_ptr(), v.data_ptr()))
         return q
@@ -225,3 +225,13 @@ def test_sites_are_distinct_and_the_same_each_time(make_small):
     assert sites == [0, 1, 2]
     assert packed.assign_sites(model) == 3
     assert [getattr(m, packed.SITE) for m in model.modules() if hasattr(m, packed.SITE)] == sites
+
+
+def test_a_prefix_and_a_decoder_do_not_go_together():
+    layout = PackedLayout(
+        torch.tensor([0, 3], dtype=torch.int32), 3, torch.tensor([0, 3], dtype=torch.int32), 3,
+        prefix_lens=torch.tensor([1], dtype=torch.int32),
+    )
+    heads = torch.randn(1, 2, 3, 4)
+    with pytest.raises(ConfigError, match="prefix_lens are for models of one stack"):
+        packed.attention_forward(SimpleNamespace(is_causal=True), heads, heads, heads, None, packed=layout)

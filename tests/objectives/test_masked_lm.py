@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
+from tunecore.objectives.masking import Units, choose_spans, free_positions, geometric_lengths
 from tunecore.objectives.vocabulary import random_ids, special_ids, vocabulary_loss
-from tunecore.types import Progress
+from tunecore.types import Progress, Targets
 
 START = Progress(0, 100, 0.0, 1.0)
 SPECIAL = {0, 2, 3, 4}
@@ -224,3 +226,91 @@ def test_a_batch_without_targets_sums_to_zero_and_can_be_differentiated():
     assert loss.num_targets == 0
     assert loss.total.item() == 0.0
     assert hidden.grad.abs().max() == 0
+
+
+SPANS = MaskedLMOptions(span=True, mask_rate=0.3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    words=st.lists(st.integers(1, 5), min_size=1, max_size=30), rate=st.floats(0.05, 0.9), seed=st.integers(0, 2**32)
+)
+def test_spans_are_of_whole_words_and_fill_the_budget(make_corpus, words, rate, seed):
+    corpus = make_corpus([(0, [[[10 + w] * n for w, n in enumerate(words)]])])
+    _, after = corrupted(MaskedLM(MaskedLMOptions(span=True, mask_rate=rate)), corpus, seed=seed)
+    chosen = set(after.targets["masked_lm"].index.tolist())
+    starts = np.cumsum([1, *words])
+    whole = [set(range(starts[w], starts[w] + n)) for w, n in enumerate(words)]
+    assert all(word <= chosen or not word & chosen for word in whole)
+    budget = max(1, round(rate * sum(words)))
+    taken = [n for word, n in zip(whole, words, strict=True) if word <= chosen]
+    assert sum(taken) <= budget or len(taken) == 1
+    if sum(taken) < budget:  # no word that is left would still fit
+        assert all(n > budget - sum(taken) for word, n in zip(whole, words, strict=True) if not word <= chosen)
+
+
+def test_span_lengths_are_geometric_and_cut_off(make_corpus):
+    """A span that has room around it is as long as was drawn: counted where the first span of a row stands alone."""
+    p, longest, n = 0.2, 10, 3000
+    weights = np.array([p * (1 - p) ** k for k in range(longest)])
+    expected = weights / weights.sum()
+    assert (expected * np.arange(1, 11)).sum() == pytest.approx(3.8, abs=0.05)  # the mean the paper gives
+    units = Units.of_tokens(np.arange(1000))
+    counts = np.zeros(longest + 1)
+    for seed in range(n):
+        (first, *_) = choose_spans(units, 40, geometric_lengths(p, longest), PhiloxStream(seed))
+        if first[0] < 1000 - longest:
+            counts[len(first)] += 1
+    total = counts.sum()
+    deviation = np.abs(counts[1:] - total * expected) / np.sqrt(total * expected * (1 - expected))
+    assert deviation.max() < 4.5
+
+
+def test_a_span_is_replaced_in_one_way(make_corpus):
+    corpus = make_corpus([(0, [[[10]] * 60])])
+    kinds = {"mask": 0, "random": 0, "kept": 0}
+    for seed in range(400):
+        _, after = corrupted(MaskedLM(SPANS), corpus, seed=seed)
+        index = after.targets["masked_lm"].index
+        for run in np.split(index, np.flatnonzero(np.diff(index) > 1) + 1):
+            ids = after.input_ids[run]
+            if len(run) > 4:  # may be two spans side by side
+                continue
+            if (ids == 4).all():
+                kinds["mask"] += 1
+            elif (ids == 10).all():
+                kinds["kept"] += 1
+            elif not (ids == 4).any():
+                kinds["random"] += 1
+    total = sum(kinds.values())
+    assert total > 1000
+    assert kinds["mask"] / total == pytest.approx(0.8, abs=0.05)
+    assert kinds["random"] / total == pytest.approx(0.1, abs=0.03)
+    assert kinds["kept"] / total == pytest.approx(0.1, abs=0.03)
+
+
+def test_spans_never_run_over_a_special_token_or_a_target_of_another_objective(make_corpus):
+    corpus = make_corpus([(0, [[[10]] * 6]), (1, [[[20]] * 6])])
+    example = corpus.add_special(corpus[0], corpus[1])
+    asked = replace(example, targets={"other_lm": Targets(np.array([3, 4]), np.array([10, 10]))})
+    objective = MaskedLM(MaskedLMOptions(span=True, mask_rate=1.0))
+    after = objective.corrupt(asked, corpus, PhiloxStream(0), START)
+    assert after.targets["masked_lm"].index.tolist() == [1, 2, 5, 6, 8, 9, 10, 11, 12, 13]
+    assert after.targets["other_lm"] is asked.targets["other_lm"]
+    spans = choose_spans(
+        Units.of_words(example, free_positions(asked)), 10, [0.0] * 9 + [1.0], PhiloxStream(0)
+    )
+    assert all((np.diff(span) == 1).all() for span in spans)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"span": True, "whole_word": True}, "both set"),
+        ({"span_stop_probability": 0.0}, "span_stop_probability"),
+        ({"span_max_words": 0}, "span_max_words"),
+    ],
+)
+def test_span_options_out_of_range_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        MaskedLMOptions(**options)

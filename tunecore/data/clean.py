@@ -13,8 +13,11 @@ from tunecore.errors import ConfigError
 
 _FORMS: dict[str, Literal["NFC", "NFKC"]] = {"nfc": "NFC", "nfkc": "NFKC"}
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# C0 and C1 controls but tab and line feed, zero-width space, word joiner, byte-order mark.
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff]")
+# C0 and C1 controls but tab and line feed, zero-width space, word joiner, byte-order mark, and the marks that steer the
+# direction of writing, which letters have by themselves. Joiners stay: Persian and Indic spelling needs them.
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200b\u2060\ufeff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 _BLANKS = re.compile(r"[^\S\n]+")
 _AROUND_LINE_END = re.compile(r" ?\n ?")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -24,10 +27,10 @@ _BLANK_LINES = re.compile(r"\n{3,}")
 class CleaningOptions:
     """What is done to each document, in this order."""
 
+    remove_controls: bool = True
+    """Drop control characters and direction marks; line feed and tab stay, other line ends become line feeds."""
     normalization: Literal["none", "nfc", "nfkc"] = "nfc"
     """Unicode normal form."""
-    remove_controls: bool = True
-    """Drop control characters; line feed and tab stay, other line ends become line feeds."""
     collapse_whitespace: bool = True
     """One space for a run of blanks, at most one empty line in a row, none at the ends."""
     min_chars: int = 1
@@ -98,13 +101,14 @@ class Cleaner:
 
     def _rewrite(self, text: str) -> str:
         options = self.options
-        form = _FORMS.get(options.normalization)
-        if form is not None and not unicodedata.is_normalized(form, text):
-            text = unicodedata.normalize(form, text)
-            self.summary.normalized += 1
         if options.remove_controls:
             text, removed = _CONTROLS.subn("", _LINE_ENDS.sub("\n", text))
             self.summary.control_characters += removed
+        form = _FORMS.get(options.normalization)
+        # After the controls: one between a letter and its accent would keep them apart.
+        if form is not None and not unicodedata.is_normalized(form, text):
+            text = unicodedata.normalize(form, text)
+            self.summary.normalized += 1
         if options.collapse_whitespace:
             text = _BLANK_LINES.sub("\n\n", _AROUND_LINE_END.sub("\n", _BLANKS.sub(" ", text))).strip()
         return text

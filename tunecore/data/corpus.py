@@ -24,6 +24,7 @@ from tunecore.data.corpus_file import VERSION, CorpusFile, CorpusWriter
 from tunecore.data.corpus_rows import CorpusRows, Spans, Unit
 from tunecore.data.encoding import encode_documents
 from tunecore.data.files import MEMBER
+from tunecore.data.segmenters import Characters, Segmenter
 from tunecore.data.sources import OnBadRow, ReadSummary, builtin_sources, documents, expand_paths, read_records
 from tunecore.data.special_layout import SpecialLayout
 from tunecore.data.streams import PhiloxStream
@@ -77,7 +78,7 @@ class Corpus:
     @property
     def digest(self) -> str:
         """Hash of the tokens and of which of them belong to this corpus."""
-        whole: str = self.file.header["digest"]
+        whole = self.file.digest
         if self._is_whole:
             return whole
         digest = hashlib.blake2b(whole.encode(), digest_size=16)
@@ -91,6 +92,10 @@ class Corpus:
         made: Mapping[str, Any] = self.file.header["summary"]
         own = {"documents": self.num_documents, "tokens": self.num_tokens, "digest": self.digest}
         return {**made, **own, "note": self.note} if self.note else {**made, **own}
+
+    def with_file(self, file: CorpusFile) -> Corpus:
+        """The same documents of the same tokens, with the columns of another file."""
+        return Corpus(file, self.layout, None if self._is_whole else self.spans, self.note)
 
     def rows(self, unit: Unit, max_length: int, row_length: int | None = None) -> CorpusRows:
         """The row table for a unit: rows of at most ``max_length`` tokens, special tokens included.
@@ -163,7 +168,7 @@ def build_corpus(
     paths: Sequence[str | os.PathLike[str]], tokenizer: PreTrainedTokenizerFast, *,
     cache_dir: str | os.PathLike[str], columns: Iterable[str] = (), cleaning: CleaningOptions | None = None,
     text_column: str | None = None, sources: Mapping[str, Source] | None = None, on_bad_row: OnBadRow = "skip",
-    progress: bool = False,
+    progress: bool = False, segmenter: Segmenter | None = None,
 ) -> Corpus:
     """Tokenise files into a corpus, or open the one made before from the same files, options and tokenizer.
 
@@ -180,6 +185,7 @@ def build_corpus(
         sources: suffix -> reader; None takes the built-ins.
         on_bad_row: "skip" counts and names rows that cannot be used, "raise" stops at the first.
         progress: show a bar.
+        segmenter: where words begin in text without spaces, for ``word_starts``; None is every character.
 
     Raises:
         DataError: a file cannot be read, a column is missing, or no text is left (with the reasons' counts).
@@ -191,8 +197,10 @@ def build_corpus(
         raise ConfigError(f"no corpus has the column {unknown[0]!r}; there are: {', '.join(COLUMNS)}")
     cleaning = CleaningOptions() if cleaning is None else cleaning
     sources = builtin_sources() if sources is None else sources
+    segmenter = Characters() if segmenter is None else segmenter
     files = expand_paths(paths, tuple(sources))
-    key = _cache_key(files, sources, tokenizer, columns, cleaning, text_column)
+    words = segmenter.key if "word_starts" in columns else ""
+    key = _cache_key(files, sources, tokenizer, columns, cleaning, text_column, words)
     path = Path(cache_dir) / f"corpus-{key}.arrow"
     if path.exists():
         try:
@@ -203,18 +211,18 @@ def build_corpus(
     records = read_records(files, sources, summary=read, on_bad_row=on_bad_row)
     texts = documents(records, text_column, summary=read, on_bad_row=on_bad_row)
     cleaned = (text for raw, _ in texts if (text := cleaner.clean(raw)) is not None)
-    _write_corpus(path, _watched(cleaned, files, progress), tokenizer, columns, read, cleaner)
+    _write_corpus(path, _watched(cleaned, files, progress), tokenizer, columns, read, cleaner, segmenter)
     read.warn()
     return Corpus.open(path, tokenizer)
 
 
 def _write_corpus(
     path: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], read: ReadSummary,
-    cleaner: Cleaner,
+    cleaner: Cleaner, segmenter: Segmenter,
 ) -> None:
     try:
         with CorpusWriter(path, len(tokenizer), columns) as writer:
-            empty = encode_documents(texts, tokenizer, columns, writer)
+            empty = encode_documents(texts, tokenizer, columns, writer, segmenter)
             counts = {"read": read.as_dict(), "cleaning": cleaner.summary.as_dict(), "without_tokens": empty}
             if writer.num_documents == 0:
                 raise DataError(
@@ -231,14 +239,14 @@ def _write_corpus(
 
 def _cache_key(
     files: Sequence[str], sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...],
-    cleaning: CleaningOptions, text_column: str | None,
+    cleaning: CleaningOptions, text_column: str | None, words: str,
 ) -> str:
     stamps = []
     for file in files:
         status = os.stat(file.partition(MEMBER)[0])
         stamps.append([os.path.abspath(file), status.st_size, status.st_mtime_ns])
     readers = {suffix: [type(s).__qualname__, repr(getattr(s, "options", None))] for suffix, s in sources.items()}
-    parts = [VERSION, stamps, readers, tokenizer_hash(tokenizer), columns, asdict(cleaning), text_column]
+    parts = [VERSION, stamps, readers, tokenizer_hash(tokenizer), columns, asdict(cleaning), text_column, words]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 

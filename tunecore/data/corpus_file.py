@@ -14,7 +14,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -161,12 +161,22 @@ class CorpusWriter:
         )
 
 
+class SideColumns(NamedTuple):
+    """Further columns of a corpus in a file beside it: packed bits, uint8 [columns, ceil(T / 8)], as ``.npy``."""
+
+    path: str
+    names: tuple[str, ...]
+    key: str
+    """What decides their content."""
+
+
 class CorpusFile:
     """A committed corpus, memory-mapped.
 
     Args:
         path: the file.
         tokenizer: hash of the tokenizer it must have been made with; None does not check.
+        side: further columns, in a file beside it.
 
     Raises:
         DataError: the file is missing, damaged, of another version, or made with another tokenizer.
@@ -177,8 +187,10 @@ class CorpusFile:
     offsets: IntArray
     """int64 [D + 1]: document d is ids[offsets[d] : offsets[d + 1]]."""
 
-    def __init__(self, path: str | os.PathLike[str], tokenizer: str | None = None) -> None:
-        self.path = os.fspath(path)
+    def __init__(
+        self, path: str | os.PathLike[str], tokenizer: str | None = None, side: SideColumns | None = None
+    ) -> None:
+        self.path, self.side = os.fspath(path), side
         try:
             batch = self._read()
         except FileNotFoundError as error:
@@ -194,8 +206,31 @@ class CorpusFile:
                 hint="Name the tokenizer it was made with, or " + _REBUILD[0].lower() + _REBUILD[1:],
             )
 
-    def __reduce__(self) -> tuple[type[CorpusFile], tuple[str]]:
-        return CorpusFile, (self.path,)
+        if side is not None:
+            self._take_side(side)
+
+    def __reduce__(self) -> tuple[type[CorpusFile], tuple[str, None, SideColumns | None]]:
+        return CorpusFile, (self.path, None, self.side)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the tokens and of all columns."""
+        own: str = self.header["digest"]
+        if self.side is None:
+            return own
+        both = f"{own} {self.side.key}"
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+    def _take_side(self, side: SideColumns) -> None:
+        shape = (len(side.names), (len(self.ids) + 7) // 8)
+        try:
+            bits = np.load(side.path, mmap_mode="r", allow_pickle=False)
+            if bits.shape != shape or bits.dtype != np.uint8:
+                raise ValueError(f"{bits.dtype} {list(bits.shape)} where uint8 {list(shape)} is expected")
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"corpus {self.path!r}: {side.path!r} is damaged: {error}", hint=_REBUILD) from error
+        self.columns += side.names
+        self._bits |= dict(zip(side.names, bits, strict=True))
 
     def _read(self) -> pa.RecordBatch:
         reader = pa.ipc.open_file(pa.memory_map(self.path))

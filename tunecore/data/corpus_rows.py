@@ -20,6 +20,8 @@ from tunecore.types import Chunk, Example, IntArray
 
 Unit = Literal["document", "sentence", "pair"]
 _UNITS = ("document", "sentence", "pair")
+_OPENED = ("word_starts", "sentence_starts")
+"""Columns in which the first token of a row counts, wherever the row was cut."""
 
 
 class Spans(NamedTuple):
@@ -93,7 +95,8 @@ class CorpusRows:
         columns: dict[str, NDArray[Any]] = {}
         for name in self._file.columns:
             columns[name] = self._file.bits(name, start, stop)
-            columns[name][0] = True
+            if name in _OPENED:
+                columns[name][0] = True
         if len(self._cuts):
             cuts = self._cuts[np.searchsorted(self._cuts, start) : np.searchsorted(self._cuts, stop)]
             columns["sentence_starts"][cuts - start] = True

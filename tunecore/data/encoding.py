@@ -12,8 +12,10 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tunecore.data.corpus_file import CorpusWriter
+from tunecore.data.segmenters import Segmenter
 from tunecore.data.sentences import split_long, split_sentences
 from tunecore.data.tokenizer import text_backend
+from tunecore.types import IntArray
 
 _PIECE_CHARS = 10_000
 _BATCH_CHARS = 1_000_000
@@ -51,20 +53,22 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def encode_documents(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], writer: CorpusWriter
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], writer: CorpusWriter,
+    segmenter: Segmenter,
 ) -> int:
     """Encode every text into ``writer``, without special tokens; return how many had no token.
 
     Args:
         texts: documents; long ones are cut before a line end or a space, so that memory stays flat.
         tokenizer: "[MASK]" written in a text is text to it.
-        columns: boundary columns to compute: ``word_starts`` (of the tokenizer's own splitting), ``sentence_starts``.
+        columns: boundary columns to compute: ``word_starts``, ``sentence_starts``.
         writer: takes the tokens.
+        segmenter: says where words begin beside the tokenizer's own splitting.
     """
     backend = text_backend(tokenizer)
     empty = documents_begun = 0
     for batch in _batches(_pieces(texts, "sentence_starts" in columns)):
-        ids, bits = _encode(backend, [piece.text for piece in batch], "word_starts" in columns)
+        ids, bits = _encode(backend, [piece.text for piece in batch], segmenter if "word_starts" in columns else None)
         lengths = np.fromiter((len(i) for i in ids), dtype=np.int64, count=len(ids))
         flat = np.fromiter(chain.from_iterable(ids), dtype=writer.dtype, count=int(lengths.sum()))
         starts = np.concatenate(([0], np.cumsum(lengths)))
@@ -93,13 +97,32 @@ def _sentence_bits(batch: Sequence[_Piece], lengths: NDArray[np.int64], starts: 
     return bits
 
 
-def _encode(backend: Tokenizer, texts: list[str], words: bool) -> tuple[list[list[int]], NDArray[np.bool_] | None]:
-    """Ids of each text, and whether each token begins a word (of the tokenizer's own splitting)."""
-    if not words:
+def _encode(
+    backend: Tokenizer, texts: list[str], segmenter: Segmenter | None
+) -> tuple[list[list[int]], NDArray[np.bool_] | None]:
+    """Ids of each text, and whether each token begins a word: of the tokenizer's own splitting, or of the segmenter."""
+    if segmenter is None:
         return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)], None
     ids, parts = [], []
-    for encoding in backend.encode_batch(texts, add_special_tokens=False):
+    for text, encoding in zip(texts, backend.encode_batch(texts, add_special_tokens=False), strict=True):
         ids.append(encoding.ids)
         numbers = np.array([-1 if w is None else w for w in encoding.word_ids], dtype=np.int64)
-        parts.append(np.diff(numbers, prepend=-2) != 0)
+        starts = np.diff(numbers, prepend=-2) != 0
+        if words := segmenter.words(text):
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            starts = _with_words(starts, offsets, np.array(words, dtype=np.int64))
+        parts.append(starts)
     return ids, np.concatenate(parts) if parts else np.empty(0, dtype=bool)
+
+
+def _with_words(starts: NDArray[np.bool_], offsets: IntArray, words: IntArray) -> NDArray[np.bool_]:
+    """Word starts [L] of one text where ``words`` [W, 2] part its stretches without spaces; ``offsets`` are [L, 2].
+
+    Inside such a stretch a token begins a word where one of ``words`` begins, and nowhere else; right after it always.
+    """
+    at = offsets[:, 0]
+    # A byte-level piece may begin inside a character that the piece before it has begun.
+    whole = np.append(True, at[1:] >= offsets[:-1, 1])
+    word = np.searchsorted(words[:, 0], at, side="right") - 1
+    inside = (word >= 0) & (at < words[word, 1])
+    return np.where(inside, (at == words[word, 0]) & whole, starts | (np.isin(at, words[:, 1]) & whole))

@@ -62,7 +62,7 @@ def pack(
     and the decoder's; their tokens are counted together.
 
     Raises:
-        DataError: an example is empty, only some have decoder ids, or one loss has targets of two levels.
+        DataError: an example is empty, only some have decoder ids or a prefix, or one loss has targets of two levels.
     """
     _check(examples)
     units = _units(examples)
@@ -126,6 +126,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
             decoder_cu_seqlens=None if decoder is None else torch.from_numpy(decoder.cu_seqlens.astype(np.int32)),
             decoder_max_seqlen=0 if decoder is None else decoder.max_seqlen,
             row_ids=torch.tensor(row_ids, dtype=torch.int64),
+            prefix_lens=_prefix_lens(examples, filled),
         ),
         row_ids=tuple(row_ids[: len(examples)]),
         targets=_targets(examples, read.cu_seqlens),
@@ -149,6 +150,20 @@ def _token_types(examples: Sequence[Example], total: int, starts: IntArray) -> t
         if example.token_type_ids is not None:
             types[start : start + len(example)] = example.token_type_ids
     return _row(types)
+
+
+def _prefix_lens(examples: Sequence[Example], filled: bool) -> torch.Tensor | None:
+    """Prefixes int32 [B] where the examples have them; the filler is causal."""
+    given = [example.prefix_len for example in examples if example.prefix_len is not None]
+    if not given:
+        return None
+    for example in examples:
+        if example.prefix_len is None or not 0 <= example.prefix_len <= len(example):
+            raise DataError(
+                f"row {example.row_id}: prefix_len is {example.prefix_len} for {len(example)} tokens",
+                hint="Every example of a view has a prefix between 0 and its length, or none has one.",
+            )
+    return torch.tensor([*given, *([0] if filled else [])], dtype=torch.int32)
 
 
 def _targets(examples: Sequence[Example], starts: IntArray) -> dict[str, BatchTargets]:

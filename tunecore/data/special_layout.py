@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from tunecore.data.tokenizer import roles
+from tunecore.data.tokenizer import roles, text_backend
 
 
 class Template(NamedTuple):
@@ -73,7 +73,7 @@ def _sentinels(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
 
 
 def _probe(tokenizer: PreTrainedTokenizerFast, two: bool) -> Template:
-    backend = tokenizer.backend_tokenizer
+    backend = text_backend(tokenizer)  # a saved tokenizer may pad everything it encodes
     first = backend.encode("a", add_special_tokens=False)
     second = backend.encode("b", add_special_tokens=False) if two else None
     made = backend.post_process(first, second, add_special_tokens=True)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, Literal, NamedTuple
@@ -40,7 +43,14 @@ _CAUSAL_FAMILIES = ("gpt2", "llama", "mistral")
 _BPE_FAMILIES = (*_CAUSAL_FAMILIES, "roberta", "xlm-roberta", "modernbert", "deberta", "bart")
 _UNIGRAM_FAMILIES = ("t5",)
 _LARGEST_ALPHABET = 1000
-"""Most characters a WordPiece or unigram vocabulary spells out; rarer ones are unknown, as BERT's trainer has it."""
+"""Most characters a WordPiece or unigram vocabulary spells out; rarer ones are unknown (BERT's trainer has the same
+limit). Text with more of them (Chinese) has as many as cover ``_COVERED`` of it, up to half of the vocabulary."""
+_COVERED = 0.9995
+_LETTERS_WITH_MARKS = re.compile("[\u0900-\u109f\u1780-\u17ff\u3041-\u30ff\uac00-\ud7a3]")
+"""Letters of scripts whose vowels or consonants are marks, or come apart where accents are stripped: Devanagari to
+Burmese (Thai among them), Khmer, kana, Hangul."""
+_MARKED_SHARE = 0.01
+"""Text with at least this share of such letters keeps its accents by default."""
 _MIN_FREQUENCY = 2
 _SCORE_DIGITS = 6
 """Digits kept of a piece's log probability: beyond them the trainer's sums depend on the order of a hash table."""
@@ -77,7 +87,7 @@ def default_kind(family: str) -> Kind:
 
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, kind: Kind | None = None, family: str = "bert", lowercase: bool = True,
-    max_length: int | None = None, progress: bool = False,
+    strip_accents: bool | None = None, max_length: int | None = None, progress: bool = False,
 ) -> PreTrainedTokenizerFast:
     """Train a tokenizer; the same texts give the same vocabulary.
 
@@ -87,6 +97,8 @@ def train_tokenizer(
         kind: "wordpiece", "bpe" or "unigram"; None is what the family uses.
         family: model_type it is for; decides the special tokens and the class.
         lowercase: lowercase and strip accents (wordpiece only).
+        strip_accents: whether accents are stripped (wordpiece only); None is where ``lowercase`` is set, unless the
+            text is in a script whose letters would be lost with their marks (kana, Hangul, Devanagari, Thai ...).
         max_length: kept as ``model_max_length``.
         progress: show a bar (tokens merged).
 
@@ -104,7 +116,9 @@ def train_tokenizer(
         if not pieces.counts:
             raise DataError("there is no text to train a tokenizer on", hint="Check data.train and the cleaning rules.")
         if kind == "wordpiece":
-            trained = _wordpiece(pieces, vocab_size, family, lowercase, progress)
+            if strip_accents is None:
+                strip_accents = lowercase and not pieces.are_of_marked_letters()
+            trained = _wordpiece(pieces, vocab_size, family, lowercase, strip_accents, progress)
         elif kind == "unigram":
             trained = _unigram(pieces, vocab_size, progress)
         else:
@@ -126,18 +140,23 @@ class _Pieces:
                 self.counts.update(piece)
                 file.write(json.dumps(piece) + "\n")
 
+    def are_of_marked_letters(self) -> bool:
+        """Whether stripping accents would cost the text letters."""
+        marked = sum(count for character, count in self.counts.items() if _LETTERS_WITH_MARKS.match(character))
+        return marked >= _MARKED_SHARE * sum(count for c, count in self.counts.items() if not c.isspace()) > 0
+
     def __iter__(self) -> Iterator[str]:
         self.file.seek(0)
         return map(json.loads, self.file)
 
 
 def _wordpiece(
-    pieces: _Pieces, vocab_size: int, family: str, lowercase: bool, progress: bool
+    pieces: _Pieces, vocab_size: int, family: str, lowercase: bool, strip_accents: bool, progress: bool
 ) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    characters, inner = _alphabet(pieces.counts, tokenizer)
+    characters, inner = _alphabet(pieces.counts, tokenizer, vocab_size)
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, show_progress=progress, min_frequency=_MIN_FREQUENCY,
         initial_alphabet=characters, limit_alphabet=len(characters),
@@ -147,19 +166,24 @@ def _wordpiece(
     )
     tokenizer.train_from_iterator(iter(pieces), trainer)
     made = DistilBertTokenizer if family == "distilbert" else BertTokenizer
-    return made(vocab=_by_id(tokenizer), do_lower_case=lowercase)
+    # Said only where it differs from what lowercasing implies, so that the usual tokenizer is saved as it always was.
+    accents = {} if strip_accents == lowercase else {"strip_accents": strip_accents}
+    return made(vocab=_by_id(tokenizer), do_lower_case=lowercase, **accents)
 
 
-def _alphabet(counts: Counter[str], tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+def _alphabet(counts: Counter[str], tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[str]]:
     """The most frequent characters after normalisation, sorted, and those of them that can stand inside a word."""
     normal: Counter[str] = Counter()
     for raw, count in counts.items():
         for character in tokenizer.normalizer.normalize_str(raw):
             if not character.isspace():
                 normal[character] += count
-    frequent = sorted(normal, key=lambda c: (-normal[c], c))[:_LARGEST_ALPHABET]
-    characters = sorted(frequent)
-    inner = [c for c in characters if len(tokenizer.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
+    frequent = sorted(normal, key=lambda c: (-normal[c], c))
+    covering = 1 + bisect_left(list(accumulate(normal[c] for c in frequent)), _COVERED * normal.total())
+    characters = sorted(frequent[: max(_LARGEST_ALPHABET, min(covering, vocab_size // 2))])
+    # The normaliser puts spaces around Chinese characters, so these never stand inside a word.
+    parts = tokenizer.pre_tokenizer.pre_tokenize_str
+    inner = [c for c in characters if len(parts(tokenizer.normalizer.normalize_str(f"a{c}a"))) == 1]
     return characters, inner
 
 

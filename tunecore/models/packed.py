@@ -47,6 +47,7 @@ class _Spans(NamedTuple):
     max_seqlen_q: int
     max_seqlen_k: int
     rng: DropoutKey | None
+    prefix_lens: Tensor | None = None
 
 
 def attention_forward(
@@ -102,6 +103,7 @@ def attention_forward(
         spans.max_seqlen_q,
         spans.max_seqlen_k,
         causal=causal,
+        prefix_lens=spans.prefix_lens,
         window=kwargs.get("sliding_window"),
         scale=scaling,
         dropout_p=0.0 if spans.rng is None else dropout,
@@ -186,7 +188,9 @@ def _spans_of_layout(module: nn.Module, packed: PackedLayout, causal: bool, drop
             )
         key = _key_of_torch(packed.rng_key.device) if site == MANY_NAMES else packed.rng_key
         rng = DropoutKey(key, packed.row_ids, 0 if site == MANY_NAMES else site_of_call(site))
-    return _Spans(queries[0], keys[0], queries[1], keys[1], rng)
+    if packed.prefix_lens is not None and packed.decoder_cu_seqlens is not None:
+        raise ConfigError(f"{type(module).__name__}: prefix_lens are for models of one stack; the layout has a decoder")
+    return _Spans(queries[0], keys[0], queries[1], keys[1], rng, packed.prefix_lens)
 
 
 def _in_decoder(module: nn.Module) -> bool:

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError
-from tunecore.types import Chunk, CorpusView, Example, Family, Forward, IntArray, LossSum, Progress, Stream, Targets
+from tunecore.objectives.pairs import boundaries, check_assembled_here, cut_at_sentence, pair_head, pair_loss, part
+from tunecore.objectives.vocabulary import refuse_causal
+from tunecore.types import Chunk, CorpusView, Example, Family, Forward, LossSum, Progress, Stream, Targets
 
 NAME = "next_sentence"
 IS_NEXT, IS_RANDOM = 0, 1
@@ -63,20 +63,8 @@ class NextSentence:
         Raises:
             ConfigError: the family reads from left to right only.
         """
-        if family.causal:
-            raise ConfigError(
-                f"{NAME} needs a model that reads both ways; {family.model_type} is causal",
-                hint="Use the objective causal_lm, or a family such as bert or roberta.",
-            )
-        width = int(model.config.hidden_size)
-        with torch.no_grad():
-            probe_1E = torch.zeros(1, width, dtype=model.dtype, device=model.device)
-            if family.sequence_relationship(model, probe_1E) is not None:
-                return None
-        layer = nn.Linear(width, 2)
-        nn.init.normal_(layer.weight, std=float(getattr(model.config, "initializer_range", 0.02)))
-        nn.init.zeros_(layer.bias)
-        return layer
+        refuse_causal(NAME, family)
+        return pair_head(model, family.sequence_relationship)
 
     def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
         """[CLS] A [SEP] B [SEP] with its label, cut to the corpus's ``max_length``."""
@@ -84,8 +72,8 @@ class NextSentence:
         length = len(chunk.ids)
         if length < 2:
             return corpus.add_special(chunk)
-        cut = _cut(chunk, stream)
-        first, second, label = _part(chunk, 0, cut), _part(chunk, cut, length), IS_NEXT
+        cut = cut_at_sentence(chunk, stream)
+        first, second, label = part(chunk, 0, cut), part(chunk, cut, length), IS_NEXT
         example = corpus.add_special(first, second)
         if len(corpus) > 1 and stream.uniform(1)[0] < self.options.random_probability:
             room = corpus.max_length - len(example)
@@ -97,49 +85,17 @@ class NextSentence:
         return replace(example, targets={**example.targets, NAME: Targets.of_sequence(label)})
 
     def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:
-        """The example as it is: its target came with ``assemble``."""
+        """The example as it is: its target came with ``assemble``.
+
+        Raises:
+            ConfigError: another objective laid the pair out.
+        """
+        check_assembled_here(NAME, example)
         return example
 
     def loss(self, forward: Forward, module: nn.Module | None, stream: Stream | None) -> Mapping[str, LossSum]:
         """Cross-entropy of the two classes in fp32, summed over the sequences that carry a label."""
-        targets = forward.batch.targets.get(NAME)
-        rows_BE = forward.sequence_rows()
-        if targets is None:
-            return {NAME: LossSum(rows_BE[:0].float().sum(), 0)}
-        rows_BE = rows_BE.index_select(0, targets.index)
-        logits_B2 = _logits(forward, module, rows_BE).float()
-        total = F.cross_entropy(logits_B2, targets.labels, reduction="sum")
-        correct = (logits_B2.detach().argmax(-1) == targets.labels).sum()
-        return {NAME: LossSum(total, int(targets.labels.shape[0]), correct)}
-
-
-def _logits(forward: Forward, module: nn.Module | None, rows_BE: torch.Tensor) -> torch.Tensor:
-    if module is not None:
-        logits: torch.Tensor = module(forward.family.pooled(forward.model, rows_BE))
-        return logits
-    own = forward.family.sequence_relationship(forward.model, rows_BE)
-    assert own is not None, "build() returned None only where the class has the head"
-    return own
-
-
-def _part(chunk: Chunk, start: int, stop: int) -> Chunk:
-    """Tokens start, ..., stop - 1 of a chunk."""
-    columns = {name: column[start:stop] for name, column in chunk.columns.items()}
-    return Chunk(chunk.row_id, chunk.document, chunk.start + start, chunk.ids[start:stop], columns)
-
-
-def _boundaries(chunk: Chunk) -> IntArray:
-    """Positions after the first at which a sentence starts."""
-    inner = np.flatnonzero(chunk.columns["sentence_starts"][1:]) + 1
-    return inner.astype(np.int64)
-
-
-def _cut(chunk: Chunk, stream: Stream) -> int:
-    """Where A ends: a random sentence boundary, or the middle of a chunk of one sentence."""
-    inner = _boundaries(chunk)
-    if len(inner) == 0:
-        return len(chunk.ids) // 2
-    return int(inner[stream.integers(0, len(inner), 1)[0]])
+        return {NAME: pair_loss(forward, module, NAME, lambda family: family.sequence_relationship)}
 
 
 def _random_segment(corpus: CorpusView, chunk: Chunk, length: int, room: int, stream: Stream) -> Chunk:
@@ -149,12 +105,12 @@ def _random_segment(corpus: CorpusView, chunk: Chunk, length: int, room: int, st
     that is too long by itself.
     """
     other = _other_row(corpus, chunk, stream)
-    bounds = np.concatenate([np.zeros(1, dtype=np.int64), _boundaries(other), np.asarray([len(other.ids)])])
+    bounds = np.concatenate([np.zeros(1, dtype=np.int64), boundaries(other), np.asarray([len(other.ids)])])
     at = int(stream.integers(0, len(bounds) - 1, 1)[0])
     begin, stops = int(bounds[at]), bounds[at + 1 :]
     fitting = stops[stops - begin <= length + max(room, 0)]
     stop = int(fitting[np.abs(fitting - begin - length).argmin()]) if len(fitting) else int(stops[0])
-    return _part(other, begin, stop)
+    return part(other, begin, stop)
 
 
 def _other_row(corpus: CorpusView, chunk: Chunk, stream: Stream) -> Chunk:
@@ -179,4 +135,4 @@ def _truncate(first: Chunk, second: Chunk, excess: int, stream: Stream) -> tuple
             longer[0] += 1
         else:
             longer[1] -= 1
-    return _part(first, *bounds[0]), _part(second, *bounds[1])
+    return part(first, *bounds[0]), part(second, *bounds[1])

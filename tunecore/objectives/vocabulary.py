@@ -11,7 +11,7 @@ import numpy as np
 
 from tunecore.errors import ConfigError
 from tunecore.ops import masked_lm_loss
-from tunecore.types import CorpusView, Forward, IntArray, LossSum, Stream
+from tunecore.types import CorpusView, Family, Forward, IntArray, LossSum, Stream
 
 
 def vocabulary_loss(forward: Forward, name: str, *, label_smoothing: float, z_loss: float) -> LossSum:
@@ -38,6 +38,15 @@ def check_loss_options(owner: str, label_smoothing: float, z_loss: float) -> Non
         raise ConfigError(f"{owner}.label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
     if not 0 <= z_loss < math.inf:
         raise ConfigError(f"{owner}.z_loss is {z_loss}; it must not be negative")
+
+
+def refuse_causal(owner: str, family: Family) -> None:
+    """Raise ConfigError where the family reads from left to right only."""
+    if family.causal:
+        raise ConfigError(
+            f"{owner} needs a model that reads both ways; {family.model_type} is causal",
+            hint="Use the objective causal_lm, or a family such as bert or roberta.",
+        )
 
 
 def special_ids(corpus: CorpusView) -> IntArray:

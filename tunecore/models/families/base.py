@@ -88,6 +88,10 @@ class TransformersFamily:
         """The next-sentence head over rows [B, E] -> logits [B, 2]; None where the class has none."""
         return None
 
+    def sentence_order(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """The sentence-order head over rows [B, E] -> logits [B, 2]; None where the class has none."""
+        return None
+
     def layers(self, model: PreTrainedModel) -> Layers:
         """Prefixes of embeddings, blocks and heads; together they cover every parameter once."""
         backbone = self.backbone(model)
