@@ -10,8 +10,11 @@ from tunecore.heads.sequence_classification import SequenceClassification, Seque
 from tunecore.hookspecs import Register, hookimpl
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
+from tunecore.objectives.contrastive import Contrastive, ContrastiveOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
+from tunecore.objectives.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionOptions
+from tunecore.objectives.translation_lm import TranslationLM, TranslationLMOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.strategies.head_only import HeadOnly
@@ -27,6 +30,9 @@ OBJECTIVES: Components = {
     "masked_lm": (MaskedLM, MaskedLMOptions),
     "next_sentence": (NextSentence, NextSentenceOptions),
     "causal_lm": (CausalLM, CausalLMOptions),
+    "replaced_token_detection": (ReplacedTokenDetection, ReplacedTokenDetectionOptions),
+    "translation_lm": (TranslationLM, TranslationLMOptions),
+    "contrastive": (Contrastive, ContrastiveOptions),
 }
 HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}

@@ -50,7 +50,10 @@ def make_tokenizer(family: str = "bert") -> Any:
 def make_corpus(tokenizer: Any, folder: Path, *, unit: Unit, columns: Sequence[str] = ()) -> CorpusView:
     """The tiny documents tokenised under ``folder``, in rows of a unit with the boundary columns asked for."""
     path = folder / "tiny.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_documents()), encoding="utf-8")
+    texts = tiny_documents()
+    # Pairs of texts where they are asked for: each document with half of itself.
+    fields = [{"text": t, "text_pair": t[len(t) // 2 :]} if "second_starts" in columns else {"text": t} for t in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in fields), encoding="utf-8")
     return build_corpus([path], tokenizer, cache_dir=folder, columns=columns).rows(unit, MAX_LENGTH)
 
 

@@ -91,6 +91,8 @@ class Example:
     """Token-aligned columns [L] for corruption: ``special`` (bool: never touched), ``word_starts`` (bool) ..."""
     group: int = -1
     """Examples with one non-negative group (choices of a question) never part in packing."""
+    position_ids: IntArray | None = None
+    """int64 [L] counted from 0, the family's offset left out; None is 0, ..., L - 1."""
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -132,6 +134,8 @@ class PackedBatch:
     """Useful tokens: the filler left out."""
     view: str = "encoder"
     """The view (kind of forward) this batch is for."""
+    groups: tuple[int, ...] = ()
+    """Group of each sequence, -1 where it has none; a group lies in one batch."""
 
     @property
     def num_sequences(self) -> int:
@@ -182,6 +186,10 @@ class Forward(Protocol):
         """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
         ...
 
+    def encode(self, *, model: PreTrainedModel | None = None, input_ids: Tensor | None = None) -> Tensor:
+        """One forward more: another model of the family, or other ids [1, T] in the same layout -> [T, E]."""
+        ...
+
     def sequence_rows(self) -> Tensor:
         """The row each sequence is read from (first or last token by family): [num_sequences, E]."""
         ...
@@ -210,8 +218,8 @@ class Stream(Protocol):
 class CorpusView(Protocol):
     """What an objective may read of the tokenised corpus.
 
-    A row is a chunk of one document for unit "document", or of whole sentences for "sentence" and "pair"; its
-    length leaves room for the special tokens.
+    A row is a chunk of one document for unit "document", of whole sentences for "sentence" and "pair", two texts end
+    to end for "text_pair" (column ``second_starts`` marks the second); its length leaves room for the special tokens.
     """
 
     vocab_size: int
@@ -370,13 +378,15 @@ class Objective(Protocol):
     with ``uses = ("masked_lm",)`` gets a model with the vocabulary head); ``reads: tuple[str, ...]``, all that its loss
     reads of ``forward.hidden()``: "targets" (rows with a token-level target), "sequence_rows". Where every task of a
     view says so, the last layer runs at those rows only, and the others are zero. Heads may say it too.
+    ``loss_weights``: loss -> factor beside the objective's weight; ``group_size``: how many rows of a step form one
+    group; ``models(module)``: name -> model, what of its own can be saved.
     """
 
     name: str
-    unit: Literal["document", "sentence", "pair"]
+    unit: Literal["document", "sentence", "pair", "text_pair"]
     """What a row of the corpus is. Of the objectives of one view, the most structured unit is taken."""
     columns: tuple[str, ...]
-    """Boundary columns the corpus must carry: word_starts, sentence_starts."""
+    """Boundary columns the corpus must carry: word_starts, sentence_starts, second_starts."""
     view: str
     """Objectives of one view share one forward."""
     losses: tuple[str, ...]
@@ -386,8 +396,8 @@ class Objective(Protocol):
         """Own parameters, or None where the model has all that is needed."""
         ...
 
-    def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
-        """Make the uncorrupted example of a row; own targets that come with it (next sentence) included."""
+    def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example | Sequence[Example]:
+        """The uncorrupted example of a row, or several; own targets that come with it (next sentence) included."""
         ...
 
     def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:

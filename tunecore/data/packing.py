@@ -86,10 +86,13 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=cu_seqlens[1:])
     starts = cu_seqlens[:-1]
-    positions = np.arange(num_tokens + filler, dtype=np.int64) - np.repeat(starts, lengths) + position_offset
+    positions = np.arange(num_tokens + filler, dtype=np.int64) - np.repeat(starts, lengths)
+    for example, start in zip(examples, starts, strict=False):
+        if example.position_ids is not None:
+            positions[start : start + len(example)] = example.position_ids
     return PackedBatch(
         input_ids=_row(np.concatenate(ids)),
-        position_ids=_row(positions),
+        position_ids=_row(positions + position_offset),
         token_type_ids=_token_types(examples, num_tokens + filler, starts),
         layout=PackedLayout(
             cu_seqlens=torch.from_numpy(cu_seqlens.astype(np.int32)),
@@ -100,6 +103,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
         targets=_targets(examples, starts),
         num_tokens=num_tokens,
         view=view,
+        groups=tuple(example.group for example in examples),
     )
 
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
-from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
+from tunecore.models.packed import assign_sites
+from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, PackedLayout, Stream
 
 ENCODER_VIEW = "encoder"
 """The view of batches for tasks that name none (heads)."""
@@ -47,15 +48,25 @@ class ForwardPass:
     def hidden(self) -> Tensor:
         """Hidden states of the backbone [T, E]; computed at the first call, then remembered."""
         if self._hidden is None:
-            batch = self.batch
-            inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-            if self.family.token_types:
-                # Given even where all are 0: the model's own default is a table no longer than one sequence.
-                types = batch.token_type_ids
-                inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
-            output = self.family.backbone(self.model)(**inputs, packed=batch.layout, use_cache=False)
-            self._hidden = output.last_hidden_state[0]
+            self._hidden = self._run(self.model, self.batch.input_ids, self.batch.layout)
         return self._hidden
+
+    def encode(self, *, model: PreTrainedModel | None = None, input_ids: Tensor | None = None) -> Tensor:
+        """One forward more, not remembered: another model of the family, or other ids [1, T] in the same layout.
+
+        Returns: hidden states [T, E] of that model's backbone, at all rows.
+        """
+        ids = self.batch.input_ids if input_ids is None else input_ids
+        return self._run(self.model if model is None else model, ids, self.batch.layout._replace(last_layer=None))
+
+    def _run(self, model: PreTrainedModel, input_ids: Tensor, layout: PackedLayout) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": self.batch.position_ids}
+        if self.family.token_types:
+            # Given even where all are 0: the model's own default is a table no longer than one sequence.
+            types = self.batch.token_type_ids
+            inputs["token_type_ids"] = torch.zeros_like(input_ids) if types is None else types
+        hidden: Tensor = self.family.backbone(model)(**inputs, packed=layout, use_cache=False).last_hidden_state[0]
+        return hidden
 
     def sequence_rows(self) -> Tensor:
         """The row each sequence is read from, first or last token by family: [B, E], the filler left out."""
@@ -85,13 +96,24 @@ class TrainUnit(nn.Module):
         self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
         self.dropout = swap_modules(self)
         self._reads = _reads_by_view(self.tasks) if last_layer.install(model) else {}
+        assign_sites(self)  # once more over all: a task's own model must not draw the masks of the first
         self.weights: dict[str, float] = {}
-        """Loss name -> weight of its task."""
+        """Loss name -> weight of its task, times the task's own factor for that loss."""
+        self.view_weights: dict[str, float] = {}
+        """View -> summed weight of its tasks."""
         for task in self.tasks:
             for name in task.component.losses:
                 if name in self.weights:
                     raise ConfigError(f"two tasks name a loss {name!r}; the second is {task.name!r}")
-                self.weights[name] = float(task.weight)
+                self.weights[name] = float(task.weight) * getattr(task.component, "loss_weights", {}).get(name, 1.0)
+            view = _view(task)
+            self.view_weights[view] = self.view_weights.get(view, 0.0) + float(task.weight)
+
+    @property
+    def weights_within_views(self) -> dict[str, float]:
+        """Loss name -> weight relative to its view: what a step trains by when views take turns."""
+        shares = {name: self.view_weights[_view(task)] for task in self.tasks for name in task.component.losses}
+        return {name: weight / shares[name] for name, weight in self.weights.items()}
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -167,6 +189,10 @@ def _reads_by_view(tasks: Sequence[Task]) -> dict[str, frozenset[str]]:
         view = getattr(task.component, "view", ENCODER_VIEW)
         found.setdefault(view, []).append(getattr(task.component, "reads", ()))
     return {view: frozenset(name for reads in all_ for name in reads) for view, all_ in found.items() if all(all_)}
+
+
+def _view(task: Task) -> str:
+    return str(getattr(task.component, "view", ""))  # a head goes with any
 
 
 def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:
