@@ -1,4 +1,4 @@
-"""Rows of two texts: the mark that tells them apart, and the way to take them apart. Shape letter: L tokens of a row."""
+"""Rows of two texts: the mark that tells them apart, and how to part them. Shape letter: L tokens of a row."""
 
 from __future__ import annotations
 

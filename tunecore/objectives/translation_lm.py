@@ -60,7 +60,7 @@ class TranslationLM:
 
     name = NAME
     unit: Literal["document", "sentence", "pair", "text_pair"] = "text_pair"
-    view = "translation"
+    view = NAME
     losses: tuple[str, ...] = (NAME,)
     uses: tuple[str, ...] = ("masked_lm",)
 
