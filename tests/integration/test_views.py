@@ -145,8 +145,14 @@ def test_parallel_text_becomes_a_translation_model(tmp_path):
     assert {f"eval/loss/{name}" for name in objectives} <= result.metrics.keys()
     summary = json.loads((tmp_path / "run/data_summary.json").read_text())
     assert summary["train"]["documents"] + summary["eval"]["documents"] == 24
-    one_side = engine.evaluate(data, text="de", objectives={"masked_lm": 1.0}, progress=False)
-    assert one_side["loss/masked_lm"] > 0
+    one_side = Engine.from_pretrained(tmp_path / "run", objectives={"masked_lm": 1.0})
+    assert one_side.evaluate(data, text="de", progress=False).keys() >= {"loss/masked_lm"}
+    shown = {}
+    for texts in ("both", "second"):
+        objective = {"translation_lm": {"texts": texts, "masked": "second"}}
+        part = Engine.from_pretrained(tmp_path / "run", objectives=objective)
+        shown[texts] = part.evaluate(data, progress=False)["loss/translation_lm"]
+    assert shown["both"] != shown["second"]
 
 
 def test_views_is_checked():
