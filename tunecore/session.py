@@ -116,13 +116,15 @@ class Session:
             save_model(self.model, folder, self.tokenizer)
             save_task_modules(self.unit, folder)
             return folder
-        models: dict[str, PreTrainedModel] = {}
+        models: dict[str, tuple[PreTrainedModel, Mapping[str, float]]] = {}
         for task in self.unit.tasks:
             if task.module is not None and hasattr(task.component, "models"):
                 models.update(task.component.models(task.module))
         if part not in models:
             raise ConfigError(unknown_name("part to save", part, models))
-        save_model(models[part], folder, self.tokenizer)
+        model, objectives = models[part]
+        setattr(model.config, CONFIG_KEY, {"objectives": dict(objectives), "max_length": self.max_length})
+        save_model(model, folder, self.tokenizer)
         return folder
 
     @property

@@ -379,7 +379,7 @@ class Objective(Protocol):
     reads of ``forward.hidden()``: "targets" (rows with a token-level target), "sequence_rows". Where every task of a
     view says so, the last layer runs at those rows only, and the others are zero. Heads may say it too.
     ``loss_weights``: loss -> factor beside the objective's weight; ``group_size``: how many rows of a step form one
-    group; ``models(module)``: name -> model, what of its own can be saved.
+    group; ``models(module)``: name -> (own model to save, objectives it goes on with).
     """
 
     name: str

@@ -21,7 +21,7 @@ from tunecore.training.unit import ForwardPass
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from unigram import unigram_loss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 NOVELS = 6
 
 
@@ -91,8 +91,8 @@ def test_translation_lm_learns_from_captions(shared_data, tmp_path, record_prope
     train, held = str(folder / "train.{en,de}.gz"), str(folder / "val.{en,de}.gz")
     engine = Engine.from_scratch("bert", size="tiny", text=train, vocab_size=5000, max_length=80)
     result = engine.pretrain(
-        train, eval=held, objectives={"translation_lm": 1.0}, steps=1500, batch_size=64, learning_rate=2e-3,
-        output_dir=tmp_path / "run", progress=False, evaluation={"every": 1500},
+        train, eval=held, objectives={"translation_lm": 1.0}, steps=900, batch_size=64, learning_rate=2e-3,
+        output_dir=tmp_path / "run", progress=False, evaluation={"every": 900},
     )  # fmt: skip
     batches, train_ids = held_out(engine, tmp_path / "run", "translation_lm")
     labels = np.concatenate([batch.targets["translation_lm"].labels.numpy() for batch in batches])

@@ -93,9 +93,9 @@ class ReplacedTokenDetection:
         generator.get_output_embeddings().weight = model.get_input_embeddings().weight
         return generator
 
-    def models(self, module: nn.Module) -> dict[str, nn.Module]:
-        """{"generator": the generator}, to be saved as a model of its own."""
-        return {"generator": module}
+    def models(self, module: nn.Module) -> dict[str, tuple[nn.Module, dict[str, float]]]:
+        """{"generator": (the generator, what it goes on with)}, to be saved as a model of its own."""
+        return {"generator": (module, {masked_lm.NAME: 1.0})}
 
     def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
         """The row's chunk between its special tokens."""
