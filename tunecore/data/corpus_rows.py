@@ -52,10 +52,11 @@ class CorpusRows:
     def __init__(self, file: CorpusFile, layout: SpecialLayout, spans: Spans, unit: Unit, max_length: int) -> None:
         if unit not in _UNITS:
             raise ConfigError(unknown_name("unit", unit, _UNITS))
-        needed = {"document": None, "text_pair": SECOND_STARTS}.get(unit, "sentence_starts")
-        if needed is not None and needed not in file.columns:
+        column = {"document": None, "text_pair": SECOND_STARTS}.get(unit, "sentence_starts")
+        if column is not None and column not in file.columns:
+            needs = "pairs of texts" if column == SECOND_STARTS else "sentences"
             raise DataError(
-                f"corpus {file.path!r}: unit {unit!r} needs the column {needed}, and the corpus was made without it",
+                f"corpus {file.path!r}: unit {unit!r} needs {needs}, and the corpus was made without {column}",
                 hint="Name it in the objective's columns.",
             )
         two = unit in ("pair", "text_pair")

@@ -131,7 +131,7 @@ def _means(forward: Forward) -> Tensor:
     batch = forward.batch
     ends = batch.layout.cu_seqlens.long()
     lengths_B = (ends[1:] - ends[:-1])[: batch.num_sequences]
-    owner_T = torch.repeat_interleave(lengths_B, output_size=batch.num_tokens)
-    hidden_TE = forward.hidden()[: batch.num_tokens].float()
+    owner_T = torch.repeat_interleave(lengths_B)
+    hidden_TE = forward.hidden()[: owner_T.shape[0]].float()
     sums_BE = hidden_TE.new_zeros(batch.num_sequences, hidden_TE.shape[1]).index_add(0, owner_T, hidden_TE)
     return sums_BE / lengths_B[:, None]
