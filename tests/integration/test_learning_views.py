@@ -59,10 +59,10 @@ def report(record_property, **figures):
 
 
 def test_replaced_token_detection_learns_from_novels(novels, tmp_path, record_property):
-    engine = Engine.from_scratch("electra", size="tiny", text=str(novels), vocab_size=4000, max_length=64)
+    engine = Engine.from_scratch("electra", size="tiny", text=str(novels), vocab_size=1000, max_length=64)
     result = engine.pretrain(
-        str(novels), objectives={"replaced_token_detection": {"generator_size": 0.5}}, steps=700, batch_size=48,
-        learning_rate=2e-3, output_dir=tmp_path / "run", progress=False, evaluation={"every": 700, "max_rows": 400},
+        str(novels), objectives={"replaced_token_detection": 1.0}, steps=400, batch_size=32,
+        learning_rate=2e-3, output_dir=tmp_path / "run", progress=False, evaluation={"every": 400, "max_rows": 400},
         eval_fraction=0.05, weight_decay=0.01,
     )  # fmt: skip
     batches, train_ids = held_out(engine, tmp_path / "run", "replaced_token_detection")
@@ -91,8 +91,8 @@ def test_translation_lm_learns_from_captions(shared_data, tmp_path, record_prope
     train, held = str(folder / "train.{en,de}.gz"), str(folder / "val.{en,de}.gz")
     engine = Engine.from_scratch("bert", size="tiny", text=train, vocab_size=5000, max_length=80)
     result = engine.pretrain(
-        train, eval=held, objectives={"translation_lm": 1.0}, steps=400, batch_size=64, learning_rate=2e-3,
-        output_dir=tmp_path / "run", progress=False, evaluation={"every": 400},
+        train, eval=held, objectives={"translation_lm": 1.0}, steps=300, batch_size=64, learning_rate=2e-3,
+        output_dir=tmp_path / "run", progress=False, evaluation={"every": 300},
     )  # fmt: skip
     batches, train_ids = held_out(engine, tmp_path / "run", "translation_lm")
     labels = np.concatenate([batch.targets["translation_lm"].labels.numpy() for batch in batches])
@@ -119,5 +119,5 @@ def test_contrastive_learns_from_captions(shared_data, tmp_path, record_property
     )  # fmt: skip
     loss, accuracy = (result.metrics[f"eval/{name}/contrastive"] for name in ("loss", "accuracy"))
     report(record_property, chance=math.log(group), loss=loss, accuracy=accuracy, seconds=result.seconds)
-    assert loss < 0.8 * math.log(group)
-    assert accuracy > 5 / group
+    assert loss < math.log(group) - 0.4
+    assert accuracy > 3 / group
