@@ -59,6 +59,7 @@ class Contrastive:
     def __init__(self, options: ContrastiveOptions) -> None:
         self.options = options
         self.group_size = options.group_size
+        self.reads: tuple[str, ...] = ("sequence_rows",) if options.pooling == "token" else ()
         self.unit: Literal["document", "sentence", "pair", "text_pair"] = "text_pair" if options.pairs else "sentence"
         self.columns: tuple[str, ...] = (SECOND_STARTS,) if options.pairs else ("sentence_starts",)
 

@@ -63,6 +63,7 @@ class TranslationLM:
     view = NAME
     losses: tuple[str, ...] = (NAME,)
     uses: tuple[str, ...] = ("masked_lm",)
+    reads = ("targets",)
 
     def __init__(self, options: TranslationLMOptions) -> None:
         self.options = options
