@@ -18,6 +18,7 @@ from tunecore.data.rows import PretrainRows
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError
 from tunecore.models.families.builtin import FAMILIES
+from tunecore.models.loading import seeded
 from tunecore.objectives.replaced_token_detection import (
     GENERATOR,
     NAME,
@@ -39,10 +40,14 @@ def world(tmp_path_factory):
     corpus = make_corpus(tokenizer, tmp_path_factory.mktemp("rtd"), unit="document")
     objective = ReplacedTokenDetection(ReplacedTokenDetectionOptions(mask_rate=0.3, generator_size=0.5))
     model = make_model([NAME], tokenizer, "electra")
-    module = objective.build(model, ELECTRA)
+    with seeded(0):
+        module = objective.build(model, ELECTRA)
     with torch.no_grad():  # from the initial weights every token is about as likely, so that samples prove little
         for parameter in (*model.parameters(), *module.parameters()):
-            parameter.mul_(4)
+            parameter.mul_(3)
+        ids = np.concatenate([corpus[row].ids for row in range(len(corpus))])
+        counts = torch.bincount(torch.from_numpy(ids), minlength=len(tokenizer)).float()
+        module.get_output_embeddings().bias.copy_(2 * (counts + 0.1).log())  # so that some samples hit the original
     unit = TrainUnit(model, ELECTRA, [Task(NAME, objective, module, 1.0)]).eval()
     rows = PretrainRows(corpus, [objective], seed=3)
     examples = [rows.examples(row, 0, START)[0] for row in range(8)]
