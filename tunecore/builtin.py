@@ -10,13 +10,16 @@ from tunecore.heads.sequence_classification import SequenceClassification, Seque
 from tunecore.hookspecs import Register, hookimpl
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
+from tunecore.objectives.contrastive import Contrastive, ContrastiveOptions
 from tunecore.objectives.denoising import Denoising, DenoisingOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.objectives.next_sentence import NextSentence, NextSentenceOptions
 from tunecore.objectives.phrase_masked_lm import PhraseMaskedLM, PhraseMaskedLMOptions
 from tunecore.objectives.prefix_lm import PrefixLM, PrefixLMOptions
+from tunecore.objectives.replaced_token_detection import ReplacedTokenDetection, ReplacedTokenDetectionOptions
 from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptions
 from tunecore.objectives.span_corruption import SpanCorruption, SpanCorruptionOptions
+from tunecore.objectives.translation_lm import TranslationLM, TranslationLMOptions
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.strategies.head_only import HeadOnly
@@ -37,6 +40,9 @@ OBJECTIVES: Components = {
     "prefix_lm": (PrefixLM, PrefixLMOptions),
     "span_corruption": (SpanCorruption, SpanCorruptionOptions),
     "denoising": (Denoising, DenoisingOptions),
+    "replaced_token_detection": (ReplacedTokenDetection, ReplacedTokenDetectionOptions),
+    "translation_lm": (TranslationLM, TranslationLMOptions),
+    "contrastive": (Contrastive, ContrastiveOptions),
 }
 HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}

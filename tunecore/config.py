@@ -83,6 +83,8 @@ class DataConfig:
     """Share of documents (pretraining) or rows (fine-tuning) held out when ``eval`` is empty."""
     text: str | None = None
     """Text column of csv, tsv, jsonl and parquet files in pretraining; None takes "text", or the only column."""
+    text_pair: str | None = None
+    """Column of the second text, for objectives over pairs; None takes "text_pair", or the second of two columns."""
     max_length: int | None = None
     """Longest sequence in tokens, special tokens included; None is 128, or what a checkpoint was trained with."""
     normalization: Literal["none", "nfc", "nfkc"] = "nfc"
@@ -140,6 +142,9 @@ class TrainingConfig:
     """Most tokens in one micro-batch; splitting is a matter of memory and never changes the gradient."""
     accumulation: int = 1
     """Split a step's rows into at least this many micro-batches."""
+    views: Literal["alternate", "every_step"] = "alternate"
+    """What a step does with objectives that cannot share a forward: alternate trains one view a step, in proportion to
+    the objectives' weights; every_step trains all of them, each with a forward of its own."""
     learning_rate: float | None = None
     """Peak learning rate; None is 5e-5 from a checkpoint, and from scratch 1e-3 below width 512, 5e-4 below 768,
     else 1e-4."""

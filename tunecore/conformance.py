@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecore.data.packing import pack
-from tunecore.data.rows import PretrainRows, TaskRows
+from tunecore.data.rows import PretrainRows, TaskRows, as_list, examples_of
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError
 from tunecore.models.families.builtin import FAMILIES
@@ -45,7 +45,7 @@ ROWS = 8
 START, MIDDLE = Progress(0, 10, 0.0, 1.0), Progress(5, 10, 0.5, 1.0)
 TOLERANCE = 2e-4
 """Relative difference that the order of float32 sums may make in a gradient."""
-_FAMILIES = ("bert", "gpt2", "t5", "bart")
+_FAMILIES = ("bert", "electra", "gpt2", "t5", "bart")
 """Tried in this order: an objective may refuse one that reads the other way, or has other stacks."""
 
 
@@ -102,7 +102,7 @@ class _Check:
             )
             self._corruption(objective, corpus)
             rows = PretrainRows(corpus, [objective], seed=0)
-            examples = [rows.examples(row, 0, START)[0] for row in range(ROWS)]
+            examples = examples_of(rows, range(ROWS), 0, START, objective.view)
         self._targets(examples, objective.losses)
         unit = TrainUnit(model, family, [Task(objective.name, objective, module, 1.0)])
         self._gradients(unit.eval(), examples, objective.view)
@@ -123,17 +123,23 @@ class _Check:
     def _corruption(self, objective: Any, corpus: CorpusView) -> None:
         """Draws depend on the stream alone, and the example given stays as it is."""
         for row in range(ROWS):
-            assembled = objective.assemble(corpus, row, PhiloxStream(0, row, purpose="assemble"))
-            before = _frozen(assembled)
-            made = [objective.corrupt(assembled, corpus, PhiloxStream(0, row), START) for _ in range(2)]
-            self.require(_frozen(assembled) == before, "corrupt() changed the example it was given; copy its arrays")
             again = self.make()
-            other = again.assemble(corpus, row, PhiloxStream(0, row, purpose="assemble"))
-            made.append(again.corrupt(other, corpus, PhiloxStream(0, row), START))
-            self.require(
-                len({_frozen(example) for example in made}) == 1,
-                "assemble() and corrupt() give another example for the same stream; draw from the stream only",
-            )
+            streams = [PhiloxStream(0, row, purpose="assemble") for _ in range(2)]
+            both = [
+                as_list(one.assemble(corpus, row, stream))
+                for one, stream in zip((objective, again), streams, strict=True)
+            ]
+            self.require(len(both[0]) == len(both[1]), "assemble() makes other numbers of examples for one stream")
+            for assembled, other in zip(*both, strict=True):
+                before = _frozen(assembled)
+                made = [objective.corrupt(assembled, corpus, PhiloxStream(0, row), START) for _ in range(2)]
+                kept = _frozen(assembled) == before
+                self.require(kept, "corrupt() changed the example it was given; copy its arrays")
+                made.append(again.corrupt(other, corpus, PhiloxStream(0, row), START))
+                self.require(
+                    len({_frozen(example) for example in made}) == 1,
+                    "assemble() and corrupt() give another example for the same stream; draw from the stream only",
+                )
 
     def _targets(self, examples: Sequence[Example], losses: Sequence[str]) -> None:
         for example in examples:
@@ -296,7 +302,8 @@ def _frozen(example: Example) -> str:
 
     targets = {k: [plain(t.index), plain(t.labels), t.level] for k, t in example.targets.items()}
     columns = {k: plain(np.asarray(column)) for k, column in example.columns.items()}
-    ids = [plain(x) for x in (example.input_ids, example.token_type_ids, example.decoder_input_ids)]
+    names = ("input_ids", "token_type_ids", "position_ids", "decoder_input_ids")
+    ids = [plain(getattr(example, name)) for name in names]
     return json.dumps([example.row_id, example.group, ids, targets, columns])
 
 

@@ -235,9 +235,18 @@ class Engine:
         """
         return self.session.generate([prompts] if isinstance(prompts, str) else list(prompts), **generation)
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Save model and tokenizer so that plain transformers loads them."""
-        return self.session.save(Path(folder))
+    def save(self, folder: str | os.PathLike[str], part: str | None = None) -> Path:
+        """Save model and tokenizer so that plain transformers loads them.
+
+        Args:
+            folder: made where it is missing.
+            part: a further model that an objective trained, to save instead: "generator" of
+                replaced_token_detection.
+
+        Raises:
+            ConfigError: there is no such part.
+        """
+        return self.session.save(Path(folder), part)
 
     @property
     def session(self) -> Session:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -25,7 +26,15 @@ from tunecore.data.lexicon import read_lexicon
 from tunecore.data.phrase_columns import phrase_options, with_phrases
 from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit
 from tunecore.data.segmenters import make_segmenter
-from tunecore.data.sources import ReadSummary, by_suffix, documents, expand_paths, read_records, usable_records
+from tunecore.data.sources import (
+    ReadSummary,
+    by_suffix,
+    documents,
+    expand_paths,
+    read_records,
+    text_pairs,
+    usable_records,
+)
 from tunecore.data.streams import PhiloxStream
 from tunecore.data.tokenizer import train_tokenizer
 from tunecore.errors import ConfigError, DataError
@@ -131,13 +140,28 @@ def train_tokenizer_on(data: Data, config: RunConfig, registry: Registry) -> Pre
     with temporary_paths(data, "text") as paths:
         records = read_records(expand_paths(paths, tuple(sources)), sources, on_bad_row=config.data.on_bad_row)
         cleaner = Cleaner(CleaningOptions.of(config.data))
-        texts = documents(records, config.data.text, on_bad_row=config.data.on_bad_row)
-        cleaned = (clean for text, _ in texts if (clean := cleaner.clean(text)) is not None)
+        texts = _tokenizer_texts(records, config)
+        cleaned = (clean for text in texts if (clean := cleaner.clean(text)) is not None)
         return train_tokenizer(
             cleaned, vocab_size=options.vocab_size, kind=options.kind, family=config.model.family,
             lowercase=options.lowercase, strip_accents=options.strip_accents, max_length=config.data.length,
             progress=config.tracking.progress,
         )  # fmt: skip
+
+
+def _tokenizer_texts(records: Iterable[Record], config: RunConfig) -> Iterator[str]:
+    """What a tokenizer is trained on: the text column, or both of a pair where that is named or all there is."""
+    options, rows = config.data, iter(records)
+    first = next(rows, None)
+    if first is None:
+        return
+    records = chain([first], rows)
+    no_text = options.text is None and "text" not in first.fields and len(first.fields) == 2
+    if options.text_pair is None and not no_text:
+        yield from (text for text, _ in documents(records, options.text, on_bad_row=options.on_bad_row))
+    else:
+        for pair in text_pairs(records, options.text, options.text_pair, on_bad_row=options.on_bad_row):
+            yield from pair
 
 
 def text_corpus(
@@ -149,8 +173,8 @@ def text_corpus(
     corpus = build_corpus(
         paths, tokenizer, cache_dir=config.data.cache_dir or Path(config.output_dir) / "cache",
         columns={column for objective in objectives for column in objective.columns},
-        cleaning=cleaning, text_column=config.data.text, sources=sources_of(registry),
-        on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
+        cleaning=cleaning, text_column=config.data.text, pair_column=config.data.text_pair,
+        sources=sources_of(registry), on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
         segmenter=make_segmenter(config.data.segmenter, words),
     )  # fmt: skip
     for options in phrase_options(objectives):

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tunecore.config import RunConfig
 from tunecore.data.loader import eval_batches
 from tunecore.data.rows import RowSource, TaskRows
+from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
-from tunecore.errors import ConfigError, DataError
+from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
 from tunecore.models.folder import read_config
-from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model
+from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
@@ -107,10 +108,29 @@ class Session:
         start = 0 if answers else inputs["input_ids"].shape[1]
         return tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
 
-    def save(self, folder: Path) -> Path:
-        """Save model and tokenizer in transformers' layout; parameters that have no place there lie beside them."""
-        save_model(self.model, folder, self.tokenizer)
-        save_task_modules(self.unit, folder)
+    def save(self, folder: Path, part: str | None = None) -> Path:
+        """Save model and tokenizer in transformers' layout; parameters that have no place there lie beside them.
+
+        Args:
+            folder: made where it is missing.
+            part: the name of a further model that an objective trained (a "generator"), to save instead.
+
+        Raises:
+            ConfigError: no objective has a model of that name.
+        """
+        if part is None:
+            save_model(self.model, folder, self.tokenizer)
+            save_task_modules(self.unit, folder)
+            return folder
+        models: dict[str, tuple[PreTrainedModel, Mapping[str, float]]] = {}
+        for task in self.unit.tasks:
+            if task.module is not None and hasattr(task.component, "models"):
+                models.update(task.component.models(task.module))
+        if part not in models:
+            raise ConfigError(unknown_name("part to save", part, models))
+        model, objectives = models[part]
+        setattr(model.config, CONFIG_KEY, {"objectives": dict(objectives), "max_length": self.max_length})
+        save_model(model, folder, self.tokenizer)
         return folder
 
     @property
@@ -171,9 +191,11 @@ def make_session(
             f"data.max_length is {config.data.length}, but the model's positions end at {family.max_length(model)}",
             hint="Lower data.max_length.",
         )
-    unit = TrainUnit(
-        model, family, [Task(name, part, part.build(model, family), weight) for name, part, weight in components]
-    )
+    tasks_of_unit = []
+    for number, (name, part, weight) in enumerate(components):
+        with seeded(derive_key(config.training.seed, number)):  # a task's own weights are those of the seed, too
+            tasks_of_unit.append(Task(name, part, part.build(model, family), weight))
+    unit = TrainUnit(model, family, tasks_of_unit)
     if config.model.checkpoint is not None:
         load_task_modules(unit, folder)
     return Session(model, family, tokenizer, unit, head, config.data.length, plugins)

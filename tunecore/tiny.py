@@ -55,7 +55,10 @@ def make_corpus(
     phrase columns that ``objectives`` ask for.
     """
     path = folder / "tiny.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in tiny_documents()), encoding="utf-8")
+    texts = tiny_documents()
+    # Pairs of texts where they are asked for: each document with half of itself.
+    fields = [{"text": t, "text_pair": t[len(t) // 2 :]} if "second_starts" in columns else {"text": t} for t in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in fields), encoding="utf-8")
     corpus = build_corpus([path], tokenizer, cache_dir=folder, columns=columns)
     for options in phrase_options(objectives):
         corpus = with_phrases(corpus, tokenizer, options)

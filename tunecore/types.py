@@ -97,6 +97,8 @@ class Example:
     """Examples with one non-negative group (choices of a question) never part in packing."""
     decoder_input_ids: IntArray | None = None
     """int64 [M], what the decoder of an encoder-decoder model reads; token targets then index these."""
+    position_ids: IntArray | None = None
+    """int64 [L] counted from 0, the family's offset left out; None is 0, ..., L - 1."""
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -147,6 +149,8 @@ class PackedBatch:
     """int64 [1, T_dec], the decoder's row; it has the sequences of ``input_ids``, in their order."""
     decoder_position_ids: Tensor | None = None
     """int64 [1, T_dec]."""
+    groups: tuple[int, ...] = ()
+    """Group of each sequence, -1 where it has none; a group lies in one batch."""
 
     @property
     def num_sequences(self) -> int:
@@ -199,6 +203,10 @@ class Forward(Protocol):
         """Hidden states of the backbone [T, E], the decoder's where there are two stacks; computed once."""
         ...
 
+    def encode(self, *, model: PreTrainedModel | None = None, input_ids: Tensor | None = None) -> Tensor:
+        """One forward more: another model of the family, or other ids [1, T] in the same layout -> [T, E]."""
+        ...
+
     def sequence_rows(self) -> Tensor:
         """The row each sequence is read from (first or last token by family): [num_sequences, E]."""
         ...
@@ -227,8 +235,8 @@ class Stream(Protocol):
 class CorpusView(Protocol):
     """What an objective may read of the tokenised corpus.
 
-    A row is a chunk of one document for unit "document", or of whole sentences for "sentence" and "pair"; its
-    length leaves room for the special tokens.
+    A row is a chunk of one document for unit "document", of whole sentences for "sentence" and "pair", two texts end
+    to end for "text_pair" (column ``second_starts`` marks the second); its length leaves room for the special tokens.
     """
 
     vocab_size: int
@@ -400,14 +408,16 @@ class Objective(Protocol):
     reads of ``forward.hidden()``: "targets" (rows with a token-level target), "sequence_rows". Where every task of a
     view says so, the last layer runs at those rows only, and the others are zero. Heads may say it too.
     ``row_length(max_length) -> int``, the tokens of a row, special ones included, whose corrupted example fits
-    ``max_length`` (span corruption shortens rows).
+    ``max_length`` (span corruption shortens rows); ``loss_weights``: loss -> factor beside the objective's weight;
+    ``group_size``: how many rows of a step form one group; ``models(module)``: name -> (own model to save, objectives
+    it goes on with).
     """
 
     name: str
-    unit: Literal["document", "sentence", "pair"]
+    unit: Literal["document", "sentence", "pair", "text_pair"]
     """What a row of the corpus is. Of the objectives of one view, the most structured unit is taken."""
     columns: tuple[str, ...]
-    """Boundary columns the corpus must carry: word_starts, sentence_starts."""
+    """Boundary columns the corpus must carry: word_starts, sentence_starts, second_starts."""
     view: str
     """Objectives of one view share one forward."""
     losses: tuple[str, ...]
@@ -417,8 +427,8 @@ class Objective(Protocol):
         """Own parameters, or None where the model has all that is needed."""
         ...
 
-    def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
-        """Make the uncorrupted example of a row; own targets that come with it (next sentence) included."""
+    def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example | Sequence[Example]:
+        """The uncorrupted example of a row, or several; own targets that come with it (next sentence) included."""
         ...
 
     def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:

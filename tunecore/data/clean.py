@@ -92,12 +92,24 @@ class Cleaner:
         summary = self.summary
         summary.documents += 1
         text = self._rewrite(text)
-        reason = self._reason_to_drop(text)
+        reason = self._unfit(text) or self._seen_before(text)
         if reason is not None:
             setattr(summary, reason, getattr(summary, reason) + 1)
             return None
         summary.kept += 1
         return text
+
+    def clean_pair(self, first: str, second: str) -> tuple[str, str] | None:
+        """Both texts cleaned, or None where either is dropped; counted as one document, a duplicate if both recur."""
+        summary = self.summary
+        summary.documents += 1
+        pair = self._rewrite(first), self._rewrite(second)
+        reason = self._unfit(pair[0]) or self._unfit(pair[1]) or self._seen_before("\0".join(pair))
+        if reason is not None:
+            setattr(summary, reason, getattr(summary, reason) + 1)
+            return None
+        summary.kept += 1
+        return pair
 
     def _rewrite(self, text: str) -> str:
         options = self.options
@@ -113,7 +125,7 @@ class Cleaner:
             text = _BLANK_LINES.sub("\n\n", _AROUND_LINE_END.sub("\n", _BLANKS.sub(" ", text))).strip()
         return text
 
-    def _reason_to_drop(self, text: str) -> str | None:
+    def _unfit(self, text: str) -> str | None:
         options = self.options
         if not text.strip():
             return "empty"
@@ -121,7 +133,10 @@ class Cleaner:
             return "too_short"
         if options.max_chars is not None and len(text) > options.max_chars:
             return "too_long"
-        if options.deduplicate:
+        return None
+
+    def _seen_before(self, text: str) -> str | None:
+        if self.options.deduplicate:
             key = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             if key in self._seen:
                 return "duplicates"

@@ -23,17 +23,26 @@ from tunecore.data.clean import Cleaner, CleaningOptions
 from tunecore.data.corpus_file import VERSION, CorpusFile, CorpusWriter
 from tunecore.data.corpus_rows import CorpusRows, Spans, Unit
 from tunecore.data.encoding import encode_documents
-from tunecore.data.files import MEMBER
+from tunecore.data.files import MEMBER, physical_files
 from tunecore.data.segmenters import Characters, Segmenter
-from tunecore.data.sources import OnBadRow, ReadSummary, builtin_sources, documents, expand_paths, read_records
+from tunecore.data.sources import (
+    OnBadRow,
+    ReadSummary,
+    builtin_sources,
+    documents,
+    expand_paths,
+    read_records,
+    text_pairs,
+)
 from tunecore.data.special_layout import SpecialLayout
 from tunecore.data.streams import PhiloxStream
+from tunecore.data.text_pairs import SECOND_STARTS
 from tunecore.data.tokenizer import tokenizer_hash
 from tunecore.errors import ConfigError, DataError
 from tunecore.types import Source
 
-COLUMNS = ("word_starts", "sentence_starts")
-"""The boundary columns a corpus can carry."""
+COLUMNS = ("word_starts", "sentence_starts", SECOND_STARTS)
+"""The boundary columns a corpus can carry; one with the last is of pairs of texts."""
 _log = logging.getLogger(__name__)
 _FEW_DOCUMENTS = 8
 _LEAST_BLOCK = 64
@@ -124,8 +133,13 @@ class Corpus:
             raise DataError("the corpus has one token; none can be held out", hint="Name held-out files in data.eval.")
         stream = PhiloxStream(seed, purpose="held-out")
         lengths = self.spans.stop - self.spans.start
+        whole = SECOND_STARTS in self.columns  # the two texts of a pair never part
         few = len(lengths) * eval_fraction < _FEW_DOCUMENTS and lengths.mean() * eval_fraction >= _LEAST_BLOCK
-        chosen = None if few or len(lengths) < 2 else _choose_documents(lengths, eval_fraction, stream)
+        chosen = None if (few and not whole) or len(lengths) < 2 else _choose_documents(lengths, eval_fraction, stream)
+        if chosen is None and whole:
+            raise DataError(
+                f"{len(lengths)} pairs of texts are too few to hold any out", hint="Name held-out files in data.eval."
+            )
         if chosen is not None:
             note = f"{chosen.sum()} of {len(chosen)} documents held out"
             kept, held = self.spans.take(~chosen), self.spans.take(chosen)
@@ -167,8 +181,8 @@ def _cut_blocks(spans: Spans, fraction: float, stream: PhiloxStream) -> tuple[Sp
 def build_corpus(
     paths: Sequence[str | os.PathLike[str]], tokenizer: PreTrainedTokenizerFast, *,
     cache_dir: str | os.PathLike[str], columns: Iterable[str] = (), cleaning: CleaningOptions | None = None,
-    text_column: str | None = None, sources: Mapping[str, Source] | None = None, on_bad_row: OnBadRow = "skip",
-    progress: bool = False, segmenter: Segmenter | None = None,
+    text_column: str | None = None, pair_column: str | None = None, sources: Mapping[str, Source] | None = None,
+    on_bad_row: OnBadRow = "skip", progress: bool = False, segmenter: Segmenter | None = None,
 ) -> Corpus:
     """Tokenise files into a corpus, or open the one made before from the same files, options and tokenizer.
 
@@ -181,7 +195,9 @@ def build_corpus(
         cache_dir: where corpora are kept.
         columns: boundary columns to compute, of ``COLUMNS``.
         cleaning: None takes the defaults.
-        text_column: None takes "text", or the only column.
+        text_column: None takes "text", or the only column (the first of two, of pairs).
+        pair_column: the second text's, where ``columns`` has "second_starts"; None takes "text_pair", or the second of
+            two columns.
         sources: suffix -> reader; None takes the built-ins.
         on_bad_row: "skip" counts and names rows that cannot be used, "raise" stops at the first.
         progress: show a bar.
@@ -199,8 +215,10 @@ def build_corpus(
     sources = builtin_sources() if sources is None else sources
     segmenter = Characters() if segmenter is None else segmenter
     files = expand_paths(paths, tuple(sources))
+    pairs = SECOND_STARTS in columns
+    names = [text_column, pair_column] if pairs else text_column
     words = segmenter.key if "word_starts" in columns else ""
-    key = _cache_key(files, sources, tokenizer, columns, cleaning, text_column, words)
+    key = _cache_key(files, sources, tokenizer, columns, cleaning, names, words)
     path = Path(cache_dir) / f"corpus-{key}.arrow"
     if path.exists():
         try:
@@ -209,16 +227,21 @@ def build_corpus(
             _log.warning("%s It is made again.", error.message)
     read, cleaner = ReadSummary(), Cleaner(cleaning)
     records = read_records(files, sources, summary=read, on_bad_row=on_bad_row)
-    texts = documents(records, text_column, summary=read, on_bad_row=on_bad_row)
-    cleaned = (text for raw, _ in texts if (text := cleaner.clean(raw)) is not None)
+    cleaned: Iterable[str | tuple[str, str]]
+    if pairs:
+        both = text_pairs(records, text_column, pair_column, summary=read, on_bad_row=on_bad_row)
+        cleaned = (pair for first, second in both if (pair := cleaner.clean_pair(first, second)) is not None)
+    else:
+        texts = documents(records, text_column, summary=read, on_bad_row=on_bad_row)
+        cleaned = (text for raw, _ in texts if (text := cleaner.clean(raw)) is not None)
     _write_corpus(path, _watched(cleaned, files, progress), tokenizer, columns, read, cleaner, segmenter)
     read.warn()
     return Corpus.open(path, tokenizer)
 
 
 def _write_corpus(
-    path: Path, texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], read: ReadSummary,
-    cleaner: Cleaner, segmenter: Segmenter,
+    path: Path, texts: Iterable[str | tuple[str, str]], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...],
+    read: ReadSummary, cleaner: Cleaner, segmenter: Segmenter,
 ) -> None:
     try:
         with CorpusWriter(path, len(tokenizer), columns) as writer:
@@ -239,18 +262,20 @@ def _write_corpus(
 
 def _cache_key(
     files: Sequence[str], sources: Mapping[str, Source], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...],
-    cleaning: CleaningOptions, text_column: str | None, words: str,
+    cleaning: CleaningOptions, text_column: str | list[str | None] | None, words: str,
 ) -> str:
     stamps = []
     for file in files:
-        status = os.stat(file.partition(MEMBER)[0])
-        stamps.append([os.path.abspath(file), status.st_size, status.st_mtime_ns])
+        for status in map(os.stat, physical_files(file)):
+            stamps.append([os.path.abspath(file), status.st_size, status.st_mtime_ns])
     readers = {suffix: [type(s).__qualname__, repr(getattr(s, "options", None))] for suffix, s in sources.items()}
     parts = [VERSION, stamps, readers, tokenizer_hash(tokenizer), columns, asdict(cleaning), text_column, words]
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def _watched(texts: Iterable[str], files: Sequence[str], progress: bool) -> Iterator[str]:
+def _watched(
+    texts: Iterable[str | tuple[str, str]], files: Sequence[str], progress: bool
+) -> Iterator[str | tuple[str, str]]:
     """The texts, with a bar of their share of the files' bytes."""
     if not progress:
         yield from texts
@@ -263,7 +288,7 @@ def _watched(texts: Iterable[str], files: Sequence[str], progress: bool) -> Iter
         done = 0
         for text in texts:
             yield text
-            done += len(text.encode("utf-8", "replace"))
+            done += len(("".join(text)).encode("utf-8", "replace"))
             bar.update(task, completed=done if total is None else min(done, total))
         # Cleaning drops a little; the files are read to their end all the same.
         bar.update(task, total=total or done, completed=total or done)
@@ -283,5 +308,5 @@ def _total_bytes(files: Sequence[str]) -> int | None:
                     archives[path] = {info.filename: info.file_size for info in archive.infolist()}
             total += archives[path][member]
         else:
-            total += os.path.getsize(path)
+            total += sum(map(os.path.getsize, physical_files(file)))
     return total

@@ -2,7 +2,8 @@
 
 A row is a stretch of tokens of one span; its length leaves room for the special tokens. With the units "sentence"
 and "pair" rows are whole sentences, as many as fit; a sentence longer than a row (than half a row for "pair", so that
-two segments always fit) is cut.
+two segments always fit) is cut. With "text_pair" a row is a document of two texts, each cut at its end where both
+together are too long, the longer one first.
 Shape letters: R rows, S spans, L tokens of one row.
 """
 
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 from tunecore.data.corpus_file import CorpusFile
 from tunecore.data.special_layout import SpecialLayout, Template
+from tunecore.data.text_pairs import SECOND_STARTS, split_texts
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.types import Chunk, Example, IntArray
 
-Unit = Literal["document", "sentence", "pair"]
-_UNITS = ("document", "sentence", "pair")
+Unit = Literal["document", "sentence", "pair", "text_pair"]
+_UNITS = ("document", "sentence", "pair", "text_pair")
 _OPENED = ("word_starts", "sentence_starts")
 """Columns in which the first token of a row counts, wherever the row was cut."""
 
@@ -57,14 +59,17 @@ class CorpusRows:
     ) -> None:
         if unit not in _UNITS:
             raise ConfigError(unknown_name("unit", unit, _UNITS))
-        if unit != "document" and "sentence_starts" not in file.columns:
+        column = {"document": None, "text_pair": SECOND_STARTS}.get(unit, "sentence_starts")
+        if column is not None and column not in file.columns:
+            needs = "pairs of texts" if column == SECOND_STARTS else "sentences"
             raise DataError(
-                f"corpus {file.path!r}: unit {unit!r} needs sentences, and the corpus was made without sentence_starts",
+                f"corpus {file.path!r}: unit {unit!r} needs {needs}, and the corpus was made without {column}",
                 hint="Name it in the objective's columns.",
             )
-        template = layout.pair if unit == "pair" else layout.single
+        two = unit in ("pair", "text_pair")
+        template = layout.pair if two else layout.single
         budget = (max_length if row_length is None else row_length) - template.num_special
-        if budget < (2 if unit == "pair" else 1):
+        if budget < (2 if two else 1):
             raise ConfigError(
                 f"data.max_length is {max_length}; {template.num_special} special tokens leave no room for text"
             )
@@ -74,8 +79,11 @@ class CorpusRows:
         self.cls_id, self.sep_id, self.mask_id = layout.cls_id, layout.sep_id, layout.mask_id
         self.bos_id, self.eos_id, self.sentinel_ids = layout.bos_id, layout.eos_id, layout.sentinel_ids
         self._cuts: IntArray = np.empty(0, dtype=np.int64)
+        self._texts: _TextPairs | None = None
         if unit == "document":
             self._table = _chunks(spans, budget)
+        elif unit == "text_pair":
+            self._table, self._texts = _text_pairs(file, spans, budget)
         else:
             self._table, self._cuts = _sentence_rows(file, spans, budget, budget // 2 if unit == "pair" else budget)
 
@@ -97,19 +105,28 @@ class CorpusRows:
             columns[name] = self._file.bits(name, start, stop)
             if name in _OPENED:
                 columns[name][0] = True
+            elif name == SECOND_STARTS:
+                columns[name][0] = False
         if len(self._cuts):
             cuts = self._cuts[np.searchsorted(self._cuts, start) : np.searchsorted(self._cuts, stop)]
             columns["sentence_starts"][cuts - start] = True
         begin = start - int(self._file.offsets[document])
-        return Chunk(row_id, document, begin, self._file.ids[start:stop].astype(np.int64), columns)
+        ids = self._file.ids[start:stop].astype(np.int64)
+        if self._texts is not None:
+            kept = self._texts.kept(row_id, start, stop)
+            ids, columns = ids[kept], {name: column[kept] for name, column in columns.items()}
+        return Chunk(row_id, document, begin, ids, columns)
 
     def add_special(self, first: Chunk, second: Chunk | None = None) -> Example:
         """One or two chunks as the tokenizer lays them out.
 
         The columns are those of the chunks and ``special``; a special token counts as a word of its own. Segments
-        are given for pairs, where the tokenizer has them. A tokenizer without a template (GPT-2) gets its
-        beginning- and end-of-text tokens only where the chunks begin and end a document.
+        are given for pairs, where the tokenizer has them. A whole row of unit "text_pair" is laid out as its two
+        texts. A tokenizer without a template (GPT-2) gets its beginning- and end-of-text tokens only where the chunks
+        begin and end a document, or are of a pair of texts.
         """
+        if second is None and self._texts is not None and first.columns[SECOND_STARTS][1:].any():
+            first, second = split_texts(first)
         parts, template = self._parts(first, second)
         special = np.concatenate([np.full(len(ids), chunk is None) for ids, chunk in parts])
         columns: dict[str, NDArray[Any]] = {"special": special}
@@ -131,7 +148,7 @@ class CorpusRows:
         layout = self._layout
         template = layout.single if second is None else layout.pair
         before, after = template.before, template.after
-        if layout.separates_documents:
+        if layout.separates_documents and self._texts is None:
             last = first if second is None else second
             before = before if first.start == 0 else ()
             after = after if self._ends_document(last) else ()
@@ -147,6 +164,34 @@ class CorpusRows:
     def _ends_document(self, chunk: Chunk) -> bool:
         offsets = self._file.offsets
         return chunk.start + len(chunk.ids) == int(offsets[chunk.document + 1] - offsets[chunk.document])
+
+
+class _TextPairs(NamedTuple):
+    """Of each row, int64 [R]: where its second text begins in the file, and how much of both texts is kept."""
+
+    second: IntArray
+    of_first: IntArray
+    of_second: IntArray
+
+    def kept(self, row: int, start: int, stop: int) -> NDArray[np.bool_]:
+        """Which tokens of the row's document the row keeps: bool [stop - start]."""
+        at = np.arange(start, stop)
+        second = int(self.second[row])
+        mask: NDArray[np.bool_] = np.where(
+            at < second, at < start + self.of_first[row], at < second + self.of_second[row]
+        )
+        return mask
+
+
+def _text_pairs(file: CorpusFile, spans: Spans, budget: int) -> tuple[Spans, _TextPairs]:
+    """A row for each span of two texts, cut to ``budget`` tokens together; a span with one text only gives none."""
+    marks = file.set_positions(SECOND_STARTS)
+    owner = np.searchsorted(spans.start, marks, "right") - 1
+    inside = (owner >= 0) & (marks > spans.start[owner]) & (marks < spans.stop[owner])
+    table, second = spans.take(owner[inside]), marks[inside]
+    first_length, second_length = second - table.start, table.stop - second
+    of_first = np.minimum(first_length, np.maximum(budget - second_length, budget - budget // 2))
+    return table, _TextPairs(second, of_first, np.minimum(second_length, budget - of_first))
 
 
 def _chunks(spans: Spans, budget: int) -> Spans:

@@ -27,16 +27,19 @@ class _Piece(NamedTuple):
     text: str
     starts_document: bool
     starts_sentence: bool
+    starts_second: bool
+    """Whether it begins the second text of a pair."""
 
 
-def _pieces(texts: Iterable[str], sentences: bool) -> Iterator[_Piece]:
+def _pieces(documents: Iterable[str | tuple[str, str]], sentences: bool) -> Iterator[_Piece]:
     """Cut documents into pieces short enough for flat memory, and at sentences where their starts are wanted."""
-    for text in texts:
-        first = True
-        for sentence in split_sentences(text) if sentences else (text,):
-            for number, piece in enumerate(split_long(sentence, _PIECE_CHARS)):
-                yield _Piece(piece, first, number == 0)
-                first = False
+    for document in documents:
+        for part, text in enumerate((document,) if isinstance(document, str) else document):
+            first = True
+            for sentence in split_sentences(text) if sentences else (text,):
+                for number, piece in enumerate(split_long(sentence, _PIECE_CHARS)):
+                    yield _Piece(piece, first and part == 0, number == 0, first and part == 1)
+                    first = False
 
 
 def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
@@ -53,15 +56,17 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
 
 
 def encode_documents(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...], writer: CorpusWriter,
-    segmenter: Segmenter,
+    texts: Iterable[str | tuple[str, str]], tokenizer: PreTrainedTokenizerFast, columns: tuple[str, ...],
+    writer: CorpusWriter, segmenter: Segmenter,
 ) -> int:
     """Encode every text into ``writer``, without special tokens; return how many had no token.
 
     Args:
-        texts: documents; long ones are cut before a line end or a space, so that memory stays flat.
+        texts: documents, or pairs of texts, each of which is one document, its texts end to end; long ones are cut
+            before a line end or a space, so that memory stays flat.
         tokenizer: "[MASK]" written in a text is text to it.
-        columns: boundary columns to compute: ``word_starts``, ``sentence_starts``.
+        columns: boundary columns to compute: ``word_starts``, ``sentence_starts``, ``second_starts`` (the first token
+            of the second text of a pair).
         writer: takes the tokens.
         segmenter: says where words begin beside the tokenizer's own splitting.
     """
@@ -74,7 +79,9 @@ def encode_documents(
         starts = np.concatenate(([0], np.cumsum(lengths)))
         marks = {} if bits is None else {"word_starts": bits}
         if "sentence_starts" in columns:
-            marks["sentence_starts"] = _sentence_bits(batch, lengths, starts)
+            marks["sentence_starts"] = _piece_bits([p.starts_sentence for p in batch], lengths, starts)
+        if "second_starts" in columns:
+            marks["second_starts"] = _piece_bits([p.starts_second for p in batch], lengths, starts)
         begins = [i for i, piece in enumerate(batch) if piece.starts_document]
         edges = [0, *(int(starts[i]) for i in begins), int(starts[-1])]
         for part in range(len(edges) - 1):
@@ -90,10 +97,12 @@ def encode_documents(
     return empty
 
 
-def _sentence_bits(batch: Sequence[_Piece], lengths: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _piece_bits(
+    wanted: Sequence[bool], lengths: NDArray[np.int64], starts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """A bit a token: the first one of each wanted piece that has any."""
     bits = np.zeros(int(starts[-1]), dtype=bool)
-    opens = np.fromiter((p.starts_sentence for p in batch), dtype=bool, count=len(batch)) & (lengths > 0)
-    bits[starts[:-1][opens]] = True
+    bits[starts[:-1][np.asarray(wanted, dtype=bool) & (lengths > 0)]] = True
     return bits
 
 

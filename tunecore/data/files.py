@@ -1,7 +1,7 @@
 """Paths to readable streams: files, globs, folders, ``.gz`` files and members of ``.zip`` archives.
 
 A member is named ``archive.zip::folder/member.txt``; any reader that opens its path with ``open_binary`` reads plain,
-gzipped and archived files alike.
+gzipped and archived files alike. ``train.{en,de}.gz`` names two files that belong together line by line.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import difflib
 import glob
 import gzip
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from tunecore.errors import DataError, unknown_name
 MEMBER = "::"
 DEFAULT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _GLOB_CHARACTERS = frozenset("*?[")
+_BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
 
 def suffix_of(path: str) -> str:
@@ -29,10 +31,31 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(name.removesuffix(".gz"))[1]
 
 
+def parallel_files(path: str) -> dict[str, str]:
+    """Name -> file of parallel text: ``x.{en,de}.gz`` is {"en": "x.en.gz", "de": "x.de.gz"}; {} for any other path.
+
+    Raises:
+        DataError: a name is empty or stands there twice, or there is more than one pair of braces.
+    """
+    found = _BRACES.findall(path)
+    if not found or os.path.exists(path):
+        return {}
+    names = [name.strip() for name in found[0].split(",")]
+    if len(found) > 1 or not all(names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: braces name parallel files once, each by another name", hint="Write train.{en,de}.")
+    return {name: _BRACES.sub(lambda _, name=name: name, path) for name in names}  # type: ignore[misc]
+
+
+def physical_files(path: str) -> list[str]:
+    """The files on disk behind a path of ``expand_paths``: an archive for its member, each of parallel files."""
+    return list(parallel_files(path).values()) or [path.partition(MEMBER)[0]]
+
+
 def expand_paths(paths: Sequence[str | os.PathLike[str]], suffixes: Sequence[str] = DEFAULT_SUFFIXES) -> list[str]:
     """Files, globs, folders (searched below, hidden names left out) and archives -> the files to read, each once.
 
-    The order is that of ``paths``, sorted inside a glob, a folder or an archive.
+    Parallel files (``train.{en,de}``) stay one path; their suffix does not matter. The order is that of ``paths``,
+    sorted inside a glob, a folder or an archive.
 
     Raises:
         DataError: a file is missing, a pattern or folder holds nothing readable, or a suffix is unknown.
@@ -40,6 +63,14 @@ def expand_paths(paths: Sequence[str | os.PathLike[str]], suffixes: Sequence[str
     found: dict[str, None] = {}
     for given in paths:
         path = os.fspath(given)
+        parallel = parallel_files(path)
+        for part in parallel.values():
+            if not os.path.isfile(part):
+                _files(part, suffixes)  # says what is there instead
+                raise DataError(f"{part}: parallel text must be plain or gzipped files, one text a line")
+        if parallel:
+            found[path] = None
+            continue
         for file in _files(path, suffixes):
             found.update(dict.fromkeys(_members(file, suffixes)))
     return list(found)

@@ -7,7 +7,7 @@ enter the compiled core. The processes are those of ``torch.utils.data.DataLoade
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,8 @@ import torch.utils.data
 
 from tunecore.data.order import rows_of_step, steps_per_epoch
 from tunecore.data.packing import pack
-from tunecore.data.rows import EVALUATION_EPOCH, RowSource
+from tunecore.data.rows import EVALUATION_EPOCH, RowSource, examples_of, group_size, whole_groups
+from tunecore.data.views import view_of_step
 from tunecore.errors import ConfigError, DataError, TunecoreError
 from tunecore.types import Example, PackedBatch, Progress
 
@@ -29,8 +30,10 @@ class StepBatches(NamedTuple):
     step: int
     epoch: int
     row_ids: tuple[int, ...]
-    """Rows of this rank; empty where a short last step has fewer rows than there are ranks."""
+    """Rows of this rank, of all views; empty where a short last step has fewer rows than there are ranks."""
     micro_batches: list[PackedBatch]
+    views: tuple[str, ...] = ()
+    """The views this step trains, whichever of them have rows on this rank."""
 
 
 class _Failure(NamedTuple):
@@ -67,7 +70,7 @@ class StepLoader:
         seed: fixes the order of rows.
         start_step: the first step to make.
         total_steps: one past the last step.
-        rank: this process takes every ``world_size``-th row of a step.
+        rank: this process takes every ``world_size``-th row (or group of rows) of a step.
         world_size: number of ranks.
         max_tokens: most tokens of a micro-batch.
         accumulation: at least this many micro-batches per step and view, where there are rows enough.
@@ -75,9 +78,10 @@ class StepLoader:
         pad_id: id of filler tokens.
         num_workers: processes; 0 makes the batches in this one.
         view: the only view to make; None makes all of ``rows.views``, in their order.
+        view_weights: of several views each step makes one, in these proportions; None makes all in every step.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range, or ``batch_size`` is no multiple of a view's group size.
         DataError: a row cannot be used, there are no rows, or a worker process died.
     """
 
@@ -85,6 +89,7 @@ class StepLoader:
         self, rows: RowSource, *, batch_size: int, seed: int, total_steps: int, max_tokens: int,
         position_offset: int, pad_id: int, start_step: int = 0, rank: int = 0, world_size: int = 1,
         accumulation: int = 1, num_workers: int = 0, view: str | None = None,
+        view_weights: Mapping[str, float] | None = None,
     ) -> None:
         if batch_size < 1 or max_tokens < 1 or accumulation < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ConfigError("batch_size, max_tokens and accumulation must be at least 1, rank below world_size")
@@ -95,6 +100,14 @@ class StepLoader:
         self.rank, self.world_size = rank, world_size
         self.num_workers = num_workers
         self.views = rows.views if view is None else (view,)
+        self.view_weights = view_weights
+        for name in self.views:
+            if batch_size % group_size(rows, name):
+                raise ConfigError(
+                    f"training.batch_size is {batch_size}, but rows of view {name!r} go in groups of "
+                    f"{group_size(rows, name)}",
+                    hint="Make batch_size a multiple of the objective's group_size.",
+                )
         self._packing = {
             "max_tokens": max_tokens, "position_offset": position_offset, "pad_id": pad_id,
             "min_micro_batches": accumulation,
@@ -115,13 +128,21 @@ class StepLoader:
     def step(self, step: int) -> StepBatches:
         """The batches of one step: a pure function of its number."""
         epoch, rows = rows_of_step(len(self.rows), self.batch_size, self.seed, step)
-        mine = tuple(int(row) for row in rows[self.rank :: self.world_size])
         progress = self.progress(step)
         batches: list[PackedBatch] = []
-        for view in self.views:
-            examples = [e for row in mine for e in self.rows.examples(row, epoch, progress, view)]
-            batches += pack(examples, view=view, **self._packing)
-        return StepBatches(step, epoch, mine, batches)
+        seen: dict[int, None] = {}
+        views = self.views_of_step(step)
+        for view in views:
+            share = whole_groups(rows, group_size(self.rows, view), self.rank, self.world_size)
+            mine = [int(row) for row in share]
+            seen.update(dict.fromkeys(mine))
+            batches += pack(examples_of(self.rows, mine, epoch, progress, view), view=view, **self._packing)
+        return StepBatches(step, epoch, tuple(seen), batches, views)
+
+    def views_of_step(self, step: int) -> tuple[str, ...]:
+        """The views that ``step`` trains."""
+        weights = self.view_weights
+        return self.views if weights is None else (view_of_step(weights, self.seed, step),)
 
     def __iter__(self) -> Iterator[StepBatches]:
         steps = range(self.start_step, self.total_steps)
@@ -166,12 +187,13 @@ def eval_batches(
     taken = np.arange(count)
     if max_rows is not None and max_rows < count:
         taken = np.arange(max_rows) * count // max_rows
-    mine = taken[rank::world_size]
     progress = Progress(0, 1, 0.0, 1.0)
-    for begin in range(0, len(mine), EVALUATION_WINDOW):
-        window = mine[begin : begin + EVALUATION_WINDOW]
-        for name in rows.views if view is None else (view,):
-            examples = [e for row in window for e in rows.examples(int(row), EVALUATION_EPOCH, progress, name)]
+    for name in rows.views if view is None else (view,):
+        size = group_size(rows, name)
+        mine = [int(row) for row in whole_groups(taken, size, rank, world_size)]
+        window = max(EVALUATION_WINDOW // size, 1) * size
+        for begin in range(0, len(mine), window):
+            examples = examples_of(rows, mine[begin : begin + window], EVALUATION_EPOCH, progress, name)
             examples.sort(key=_length)
             yield from pack(
                 examples, max_tokens=max_tokens, position_offset=position_offset, pad_id=pad_id, view=name

@@ -116,6 +116,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
     encoder, read = stacks[0], stacks[-1]  # hidden states are those of the last stack
     decoder = read if decoder_ids else None
     row_ids = [example.row_id for example in examples] + [FILLER_ROW] * filled
+    _restart_positions(encoder, examples, position_offset)
     return PackedBatch(
         input_ids=encoder.ids,
         position_ids=encoder.positions,
@@ -134,7 +135,16 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
         view=view,
         decoder_input_ids=None if decoder is None else decoder.ids,
         decoder_position_ids=None if decoder is None else decoder.positions,
+        groups=tuple(example.group for example in examples),
     )
+
+
+def _restart_positions(row: _Stack, examples: Sequence[Example], position_offset: int) -> None:
+    """Write the positions that examples bring along over those that count from their start."""
+    for example, start in zip(examples, row.cu_seqlens, strict=False):
+        if example.position_ids is not None:
+            given = torch.from_numpy(example.position_ids + position_offset)
+            row.positions[0, start : start + len(example)] = given
 
 
 def _row(values: IntArray) -> torch.Tensor:

@@ -6,6 +6,7 @@ Shape letter: L tokens of one example.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError, DataError
 from tunecore.types import CorpusView, Example, Head, IntArray, Objective, Progress, Record, Targets
 
-UNITS: tuple[Unit, ...] = ("document", "sentence", "pair")
+UNITS: tuple[Unit, ...] = ("document", "sentence", "pair", "text_pair")
 """From the least to the most structured."""
 EVALUATION_EPOCH = -1
 """Held-out rows are always corrupted as in this epoch, so that two evaluations see the same masks."""
@@ -24,7 +25,7 @@ _AT_THE_END = Progress(step=1, total_steps=1, epoch=1.0, total_epochs=1.0)
 
 
 class RowSource(Protocol):
-    """Rows by number."""
+    """Rows by number. Optional: ``group_sizes``, view -> how many rows of a step form one group (1 where left out)."""
 
     views: tuple[str, ...]
     """The kinds of forward its examples are for; each gets batches of its own."""
@@ -38,6 +39,25 @@ class RowSource(Protocol):
             DataError: an example is empty or longer than the model's maximum; the row is named.
         """
         ...
+
+
+def group_size(rows: RowSource, view: str) -> int:
+    """How many rows form one group in a view; 1 where rows stand alone."""
+    return int(getattr(rows, "group_sizes", {}).get(view, 1))
+
+
+def whole_groups(row_ids: IntArray, size: int, rank: int, world_size: int) -> IntArray:
+    """The rows of one rank: every ``world_size``-th group of ``size`` consecutive ones; the last may be short."""
+    return row_ids[np.arange(len(row_ids)) // size % world_size == rank]
+
+
+def examples_of(
+    rows: RowSource, row_ids: Sequence[int], epoch: int, progress: Progress, view: str
+) -> list[Example]:
+    """The examples of several rows in their order, each with its group where the view has groups."""
+    size = group_size(rows, view)
+    made = [(place // size, e) for place, row in enumerate(row_ids) for e in rows.examples(row, epoch, progress, view)]
+    return [example if size == 1 else replace(example, group=group) for group, example in made]
 
 
 class PretrainRows:
@@ -57,6 +77,10 @@ class PretrainRows:
         self.views: tuple[str, ...] = tuple(dict.fromkeys(objective.view for objective in objectives))
         self._objectives = {view: [o for o in objectives if o.view == view] for view in self.views}
         self._assemblers = {view: max(found, key=_structure) for view, found in self._objectives.items()}
+        self.group_sizes = {
+            view: max(getattr(objective, "group_size", 1) for objective in found)
+            for view, found in self._objectives.items()
+        }
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -67,11 +91,18 @@ class PretrainRows:
             epoch, progress = EVALUATION_EPOCH, _AT_THE_END
         stream = PhiloxStream(self.seed, epoch, row_id, purpose=view)
         assembler = self._assemblers[view]
-        example = assembler.assemble(self.corpus, row_id, stream.child(f"assemble {assembler.name}"))
+        examples = as_list(assembler.assemble(self.corpus, row_id, stream.child(f"assemble {assembler.name}")))
         for objective in self._objectives[view]:
-            example = objective.corrupt(example, self.corpus, stream.child(objective.name), progress)
-        _check(example, self.corpus.max_length, f"row {row_id} of the corpus (assembled by {assembler.name!r})")
-        return [example]
+            draws = stream.child(objective.name)
+            examples = [objective.corrupt(example, self.corpus, draws, progress) for example in examples]
+        for example in examples:
+            _check(example, self.corpus.max_length, f"row {row_id} of the corpus (assembled by {assembler.name!r})")
+        return examples
+
+
+def as_list(assembled: Example | Sequence[Example]) -> list[Example]:
+    """What ``Objective.assemble`` returns, one example or several, as a list."""
+    return [assembled] if isinstance(assembled, Example) else list(assembled)
 
 
 def _structure(objective: Objective) -> int:
@@ -106,6 +137,7 @@ class _Stored(NamedTuple):
     start: int
     stop: int
     has_types: bool
+    positions: IntArray | None
     group: int
     targets: Mapping[str, Targets]
     columns: Mapping[str, NDArray[Any]]
@@ -146,7 +178,8 @@ class TaskRows:
                 types.append(np.zeros(len(example), np.uint8) if segments is None else segments.astype(np.uint8))
                 stored.append(
                     _Stored(
-                        row_id, start, stop, segments is not None, example.group, example.targets, example.columns
+                        row_id, start, stop, segments is not None, example.position_ids, example.group,
+                        example.targets, example.columns,
                     )
                 )
                 start = stop
@@ -163,6 +196,7 @@ class TaskRows:
                 row_id=stored.row_id,
                 input_ids=self._ids[stored.start : stored.stop].astype(np.int64),
                 token_type_ids=self._segments(stored),
+                position_ids=stored.positions,
                 targets=stored.targets,
                 columns=stored.columns,
                 group=stored.group,

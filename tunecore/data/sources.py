@@ -12,17 +12,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from tunecore.data.files import expand_paths, suffix_of
+from tunecore.data.files import expand_paths, parallel_files, suffix_of
+from tunecore.data.parallel import read_parallel
 from tunecore.data.readers import SOURCES, TEXT, Malformed, builtin_sources, by_suffix
 from tunecore.errors import DataError, unknown_name
 from tunecore.types import Record, Source
 
 __all__ = [
     "SOURCES", "OnBadRow", "ReadSummary", "builtin_sources", "by_suffix", "documents", "expand_paths",
-    "missing_columns", "missing_reason", "read_records", "text_column", "usable_records",
+    "missing_columns", "missing_reason", "pair_columns", "read_records", "text_column", "text_pairs", "usable_records",
 ]
 
 OnBadRow = Literal["skip", "raise"]
+TEXT_PAIR = "text_pair"
+"""The column of the second text where none is named."""
 _PLACES_KEPT = 5
 _log = logging.getLogger(__name__)
 
@@ -92,11 +95,11 @@ def read_records(
     sources = builtin_sources() if sources is None else sources
     summary = ReadSummary() if summary is None else summary
     for path in paths:
-        source = sources.get(suffix_of(path))
-        if source is None:
+        parallel, source = parallel_files(path), sources.get(suffix_of(path))
+        if source is None and not parallel:
             raise DataError(f"{path}: {unknown_name('kind of file', suffix_of(path), sources)}")
         summary.files += 1
-        for record in source.read(path):
+        for record in read_parallel(path, parallel) if source is None or parallel else source.read(path):
             summary.rows += 1
             if isinstance(record.fields, Malformed):
                 summary.skip(record, "malformed", on_bad_row, record.fields.reason)
@@ -143,7 +146,7 @@ def missing_columns(record: Record, columns: Sequence[str]) -> DataError:
     found = ", ".join(map(str, record.fields)) or "(none)"
     return DataError(
         f"{record.file}:{record.row}: no column {lacking}; columns found: {found}",
-        hint="Name the column (data.text in pretraining, the head's column options in fine-tuning). "
+        hint="Name the column (data.text and data.text_pair in pretraining, the head's column options in fine-tuning). "
         "A file without a header needs its source's option columns.",
     )
 
@@ -173,6 +176,48 @@ def documents(
             yield record.fields[name], record
         else:
             summary.skip(record, f"{name}: {reason}", on_bad_row)
+
+
+def pair_columns(record: Record, first: str | None, second: str | None) -> tuple[str, str]:
+    """The columns of the two texts: those asked for, else "text" and "text_pair", else the only two.
+
+    Raises:
+        DataError: a column is missing; the columns found are listed.
+    """
+    found = list(record.fields)
+    if len(found) == 2 and (first is None or second is None) and TEXT_PAIR not in found:
+        given = first if first is not None else second
+        if given is None:
+            return found[0], found[1]
+        if given in found:
+            other = found[1 - found.index(given)]
+            return (given, other) if first is not None else (other, given)
+    columns = TEXT if first is None else first, TEXT_PAIR if second is None else second
+    if any(column not in record.fields for column in columns):
+        raise missing_columns(record, columns)
+    return columns
+
+
+def text_pairs(
+    records: Iterable[Record], first: str | None = None, second: str | None = None, *,
+    summary: ReadSummary | None = None, on_bad_row: OnBadRow = "skip",
+) -> Iterator[tuple[str, str]]:
+    """(first text, second text) of every row that has both; the others are counted in ``summary``.
+
+    Raises:
+        DataError: a file has no such columns, or a row is bad and ``on_bad_row`` is "raise".
+    """
+    summary = ReadSummary() if summary is None else summary
+    file, columns = None, ("", "")
+    for record in records:
+        if record.file != file:
+            file, columns = record.file, pair_columns(record, first, second)
+        texts = [record.fields.get(name) for name in columns]
+        reasons = [f"{name}: {why}" for name, text in zip(columns, texts, strict=True) if (why := missing_reason(text))]
+        if reasons:
+            summary.skip(record, reasons[0], on_bad_row)
+        else:
+            yield str(texts[0]), str(texts[1])
 
 
 def usable_records(

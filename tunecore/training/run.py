@@ -123,6 +123,18 @@ class Run:
         return self.ranks.device
 
     @property
+    def alternates(self) -> bool:
+        """Whether steps take turns among several views."""
+        return self.config.training.views == "alternate" and len(self.unit.view_weights) > 1
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Loss name -> its weight in a training step; relative to its view where views take turns, since the view's
+        own weight is then the share of steps it gets.
+        """
+        return self.unit.weights_within_views if self.alternates else self.unit.weights
+
+    @property
     def progress(self) -> Progress:
         """How far the run is."""
         return Progress(

@@ -35,8 +35,9 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
 
     Returns:
         ``loss`` (the weighted sum), ``loss/<name>`` (mean over targets), ``accuracy/<name>``, ``grad_norm`` (before
-        clipping), ``learning_rate``, ``tokens`` (useful ones), ``time/<phase>`` in seconds, and ``skipped`` where the
-        step was left out. A loss without targets in this step is not among them.
+        clipping), ``learning_rate``, ``tokens`` (useful ones), ``time/<phase>`` in seconds, ``view/<name>`` (1 or 0:
+        whether the step trained it) where views take turns, and ``skipped`` where the step was left out. A loss
+        without targets in this step is not among them.
 
     Raises:
         TrainingError: a loss or the gradient is not finite and ``training.on_nonfinite`` is "raise", or a task's
@@ -44,14 +45,14 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     """
     clock, tally, micro_batches = Clock(), Tally(run), batches.micro_batches
     *counts, tokens = run.ranks.sum_ints(_announced(run, micro_batches))
-    targets = dict(zip(run.unit.losses, counts, strict=True))
+    targets, weights = dict(zip(run.unit.losses, counts, strict=True)), run.loss_weights
     for index, batch in enumerate(micro_batches):
         batch, stream = _seeded(run, batch, index)
         run.hooks.tunecore_batch_ready(run=run, batch=batch)
         losses = run.unit(batch, stream)
         tally.add(batch, losses)
         clock.lap("forward")
-        parts = [run.unit.weights[name] / targets[name] * loss.total for name, loss in losses.items()]
+        parts = [weights[name] / targets[name] * loss.total for name, loss in losses.items()]
         if any(part.requires_grad for part in parts):
             torch.stack(parts).sum().backward()
         clock.lap("backward")
@@ -71,6 +72,8 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
         metrics["skipped"] = 1.0
     metrics["learning_rate"] = run.optimizer.learning_rate * run.schedule(run.step, run.total_steps)
     metrics["tokens"] = tokens
+    if run.alternates:
+        metrics |= {f"view/{view}": float(view in batches.views) for view in run.unit.view_weights}
     run.step += 1
     run.counters.tokens += tokens
     run.replan()
@@ -122,13 +125,13 @@ class Tally:
             if not math.isfinite(total):
                 found.append(f"loss {name!r} is {total} on rows {_rows(batch.row_ids)}")
         flat = self._run.ranks.sum([v for entry in totals.values() for v in entry])
-        metrics = {}
+        metrics, weights = {}, self._run.loss_weights
         loss = 0.0
         for i, (name, count) in enumerate(targets.items()):
             total, right, has_meaning = flat[3 * i : 3 * i + 3]
             if count:
                 metrics[f"loss/{name}"] = total / count
-                loss += self._run.unit.weights[name] * total / count
+                loss += weights[name] * total / count
                 if has_meaning:
                     metrics[f"accuracy/{name}"] = right / count
         if not all(math.isfinite(v) for v in flat):

@@ -8,6 +8,7 @@ the unit, and a call around the wrapper would leave ranks with different gradien
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
+from tunecore.models.packed import assign_sites
 from tunecore.models.padded import backbone_hidden
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
@@ -51,17 +53,28 @@ class ForwardPass:
     def hidden(self) -> Tensor:
         """Hidden states of the backbone [T, E], the decoder's of two stacks; computed at the first call."""
         if self._hidden is None:
-            batch = self.batch
-            inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
-            if self.family.token_types:
-                # Given even where all are 0: the model's own default is a table no longer than one sequence.
-                types = batch.token_type_ids
-                inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
-            if batch.decoder_input_ids is not None:
-                inputs["decoder_input_ids"] = batch.decoder_input_ids
-                inputs["decoder_position_ids"] = batch.decoder_position_ids
-            self._hidden = backbone_hidden(self.family, self.model, inputs, batch)
+            self._hidden = self._run(self.model, self.batch)
         return self._hidden
+
+    def encode(self, *, model: PreTrainedModel | None = None, input_ids: Tensor | None = None) -> Tensor:
+        """One forward more, not remembered: another model of the family, or other ids [1, T] in the same layout.
+
+        Returns: hidden states [T, E] of that model's backbone, at all rows.
+        """
+        ids = self.batch.input_ids if input_ids is None else input_ids
+        batch = replace(self.batch, input_ids=ids, layout=self.batch.layout._replace(last_layer=None))
+        return self._run(self.model if model is None else model, batch)
+
+    def _run(self, model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "position_ids": batch.position_ids}
+        if self.family.token_types:
+            # Given even where all are 0: the model's own default is a table no longer than one sequence.
+            types = batch.token_type_ids
+            inputs["token_type_ids"] = torch.zeros_like(batch.input_ids) if types is None else types
+        if batch.decoder_input_ids is not None:
+            inputs["decoder_input_ids"] = batch.decoder_input_ids
+            inputs["decoder_position_ids"] = batch.decoder_position_ids
+        return backbone_hidden(self.family, model, inputs, batch)
 
     def sequence_rows(self) -> Tensor:
         """What each sequence is read from, its first or last row or their mean by family: [B, E], no filler."""
@@ -105,14 +118,25 @@ class TrainUnit(nn.Module):
         self.task_modules = nn.ModuleDict({t.name: t.module for t in self.tasks if t.module is not None})
         self.dropout = swap_modules(self)
         self._reads = _reads_by_view(self.tasks) if last_layer.install(model) else {}
+        assign_sites(self)  # once more over all: a task's own model must not draw the masks of the first
         self.weights: dict[str, float] = {}
-        """Loss name -> weight of its task."""
+        """Loss name -> weight of its task, times the task's own factor for that loss."""
+        self.view_weights: dict[str, float] = {}
+        """View -> summed weight of its tasks."""
         for task in self.tasks:
             check_stacks(task.name, task.component, family)
             for name in task.component.losses:
                 if name in self.weights:
                     raise ConfigError(f"two tasks name a loss {name!r}; the second is {task.name!r}")
-                self.weights[name] = float(task.weight)
+                self.weights[name] = float(task.weight) * getattr(task.component, "loss_weights", {}).get(name, 1.0)
+            view = _view(task)
+            self.view_weights[view] = self.view_weights.get(view, 0.0) + float(task.weight)
+
+    @property
+    def weights_within_views(self) -> dict[str, float]:
+        """Loss name -> weight relative to its view: what a step trains by when views take turns."""
+        shares = {name: self.view_weights[_view(task)] for task in self.tasks for name in task.component.losses}
+        return {name: weight / shares[name] for name, weight in self.weights.items()}
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -208,6 +232,8 @@ def check_stacks(name: str, component: Objective | Head, family: Family) -> None
             f"{name} needs a model of one stack; {family.model_type} is an encoder-decoder",
             hint=f"Use its own objective, {getattr(family, 'default_objective', 'of the view seq2seq')}.",
         )
+def _view(task: Task) -> str:
+    return str(getattr(task.component, "view", ""))  # a head goes with any
 
 
 def _checked(task: Task, returned: Mapping[str, LossSum], wanted: Mapping[str, int]) -> dict[str, LossSum]:
