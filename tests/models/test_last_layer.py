@@ -68,7 +68,7 @@ def run(unit, batch):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "electra", "ernie", "xlm-roberta"])
 def test_losses_and_gradients_are_those_of_all_rows(model_type, checkpointing, make_small, make_packed):
     model = make_small(model_type, {"masked_lm"}).double()
     if checkpointing:
@@ -149,7 +149,7 @@ def test_what_is_not_narrowed(make_small, make_packed):
     assert last_layer.narrow(batch, ("targets",)) is batch, "no row is read"
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "distilbert"])
+@pytest.mark.parametrize("model_type", ["gpt2", "distilbert", "albert", "modernbert", "llama", "deberta-v2"])
 def test_other_layers_are_left_alone(model_type, make_small):
-    model = make_small(model_type, {"masked_lm" if model_type == "distilbert" else "causal_lm"})
+    model = make_small(model_type, {"masked_lm", "causal_lm"})
     assert not last_layer.install(model)
