@@ -7,6 +7,7 @@ import torch
 
 from tunecore.models import last_layer
 from tunecore.models.families.builtin import FAMILIES
+from tunecore.models.loading import enable_gradient_checkpointing
 from tunecore.training.unit import Task, TrainUnit
 from tunecore.types import BatchTargets, LossSum, PackedBatch
 
@@ -72,7 +73,7 @@ def run(unit, batch):
 def test_losses_and_gradients_are_those_of_all_rows(model_type, checkpointing, make_small, make_packed):
     model = make_small(model_type, {"masked_lm"}).double()
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        enable_gradient_checkpointing(model)
     batch = make_batch(make_packed(model_type, model, LENGTHS, key=3), empty=(2,))
     unit = unit_of(model, Reader("tokens", ("targets",)), Reader("sequences", ("sequence_rows",)))
     unit.train()

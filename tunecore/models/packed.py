@@ -95,9 +95,7 @@ def attention_forward(
     else:
         spans = _spans_of_layout(module, packed, causal, dropout)
     out_THD = attention(
-        _rows(query),
-        _rows(key),
-        _rows(value),
+        *map(_rows, (query, key, value)),
         spans.cu_seqlens_q,
         spans.cu_seqlens_k,
         spans.max_seqlen_q,
