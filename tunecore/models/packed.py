@@ -94,8 +94,9 @@ def attention_forward(
         spans = _spans_of_names(query, kwargs, dropout)
     else:
         spans = _spans_of_layout(module, packed, causal, dropout)
+    q_THD, k_SKD, v_SKD = (_rows(x) for x in (query, key, value))
     out_THD = attention(
-        *map(_rows, (query, key, value)),
+        q_THD, k_SKD, v_SKD,
         spans.cu_seqlens_q,
         spans.cu_seqlens_k,
         spans.max_seqlen_q,
@@ -107,7 +108,7 @@ def attention_forward(
         dropout_p=0.0 if spans.rng is None else dropout,
         rng=spans.rng,
         **_relative_bias(module, kwargs.get("position_bias")),
-    )
+    )  # fmt: skip
     return out_THD.unsqueeze(0), None
 
 
