@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class, special_ids
+from tunecore.models.families.base import special_ids
+from tunecore.models.families.decoder import DecoderFamily
 
 
-class LlamaFamily(TransformersFamily):
+class LlamaFamily(DecoderFamily):
     """Llama (Touvron et al. 2023, arXiv:2302.13971): causal, rotary positions, RMSNorm, grouped kv-heads.
 
     Grouped kv-heads (Ainslie et al. 2023, arXiv:2305.13245) are the config field ``num_key_value_heads``.
     """
 
     model_type = "llama"
-    sequence_row: Literal["first", "last"] = "last"
-    causal = True
     backbone_class = "LlamaModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "LlamaForCausalLM": frozenset({"causal_lm"}),
@@ -32,20 +30,6 @@ class LlamaFamily(TransformersFamily):
     def max_length(self, model: PreTrainedModel) -> int:
         """The length it was made for; there is no table that ends there."""
         return int(model.config.max_position_embeddings)
-
-    def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The rows themselves (the backbone ends in a norm) and an output matrix of its own, without a bias."""
-        head = getattr(model, "lm_head", None)
-        if head is None:
-            return super().token_head(model, rows_NE)
-        return rows_NE, head.weight, None
-
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """One linear layer without a bias."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.score(rows_BE)
-        return logits
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
