@@ -37,7 +37,7 @@ $(VENV)/.installed: $(VENV)/.created pyproject.toml setup.py $(SOURCES)
 	$(PIP) install -c $(VENV)/constraints.txt -e '.[test]'
 	@touch $@
 
-demo: setup ## pretrain and fine-tune on text that ships with Python (five minutes on two cores)
+demo: setup ## pretrain and fine-tune on text that ships with Python (minutes on two cores)
 	$(BIN)/tunecore demo $(DEMO_ARGS)
 
 # pytest comes last, so that its closing line is the last word.
