@@ -13,18 +13,13 @@ Shape letters: B sequences in the batch, E hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-from torch import nn
-from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError
-from tunecore.objectives.pairs import boundaries, check_assembled_here, cut_at_sentence, pair_head, pair_loss, part
-from tunecore.objectives.vocabulary import refuse_causal
-from tunecore.types import Chunk, CorpusView, Example, Family, Forward, LossSum, Progress, Stream, Targets
+from tunecore.objectives.pairs import FamilyHead, PairObjective, boundaries, cut_at_sentence, part
+from tunecore.types import Chunk, CorpusView, Example, Family, Stream, Targets
 
 NAME = "next_sentence"
 IS_NEXT, IS_RANDOM = 0, 1
@@ -44,27 +39,18 @@ class NextSentenceOptions:
             raise ConfigError(f"{NAME}.random_probability is {self.random_probability}; it must be between 0 and 1")
 
 
-class NextSentence:
+class NextSentence(PairObjective):
     """The objective ``next_sentence``; its one loss has the same name."""
 
     name = NAME
-    unit: Literal["document", "sentence", "pair"] = "pair"
-    columns: tuple[str, ...] = ("sentence_starts",)
-    view = "encoder"
     losses: tuple[str, ...] = (NAME,)
-    reads = ("sequence_rows",)
 
     def __init__(self, options: NextSentenceOptions) -> None:
         self.options = options
 
-    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
-        """A linear layer [E] -> [2] on the pooled row, or None where the transformers class has this head.
-
-        Raises:
-            ConfigError: the family reads from left to right only.
-        """
-        refuse_causal(NAME, family)
-        return pair_head(model, family.sequence_relationship)
+    def family_head(self, family: Family) -> FamilyHead:
+        """The family's method that has this head."""
+        return family.sequence_relationship
 
     def assemble(self, corpus: CorpusView, row_id: int, stream: Stream) -> Example:
         """[CLS] A [SEP] B [SEP] with its label, cut to the corpus's ``max_length``."""
@@ -83,19 +69,6 @@ class NextSentence:
         if excess > 0:
             example = corpus.add_special(*_truncate(first, second, excess, stream))
         return replace(example, targets={**example.targets, NAME: Targets.of_sequence(label)})
-
-    def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:
-        """The example as it is: its target came with ``assemble``.
-
-        Raises:
-            ConfigError: another objective laid the pair out.
-        """
-        check_assembled_here(NAME, example)
-        return example
-
-    def loss(self, forward: Forward, module: nn.Module | None, stream: Stream | None) -> Mapping[str, LossSum]:
-        """Cross-entropy of the two classes in fp32, summed over the sequences that carry a label."""
-        return {NAME: pair_loss(forward, module, NAME, lambda family: family.sequence_relationship)}
 
 
 def _random_segment(corpus: CorpusView, chunk: Chunk, length: int, room: int, stream: Stream) -> Chunk:

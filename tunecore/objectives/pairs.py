@@ -5,7 +5,8 @@ Shape letters: B sequences in the batch, E hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError
-from tunecore.types import Chunk, Example, Family, Forward, IntArray, LossSum, Stream
+from tunecore.objectives.vocabulary import refuse_causal
+from tunecore.types import Chunk, CorpusView, Example, Family, Forward, IntArray, LossSum, Progress, Stream
 
 PAIR_OBJECTIVES = ("next_sentence", "sentence_order")
 FamilyHead = Callable[[PreTrainedModel, Tensor], Tensor | None]
@@ -87,3 +89,40 @@ def pair_loss(forward: Forward, module: nn.Module | None, name: str, head: Calla
     total = F.cross_entropy(logits_B2, targets.labels, reduction="sum")
     correct = (logits_B2.detach().argmax(-1) == targets.labels).sum()
     return LossSum(total, int(targets.labels.shape[0]), correct)
+
+
+class PairObjective:
+    """An objective of two classes over a pair of segments; what is left to a subclass is how the pair is made."""
+
+    name: str
+    losses: tuple[str, ...]
+    unit: Literal["document", "sentence", "pair"] = "pair"
+    columns: tuple[str, ...] = ("sentence_starts",)
+    view = "encoder"
+    reads = ("sequence_rows",)
+
+    def family_head(self, family: Family) -> FamilyHead:
+        """The family's method that has this head."""
+        raise TypeError(f"{type(self).__name__} names no head")
+
+    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
+        """A linear layer [E] -> [2] on the pooled row, or None where the transformers class has this head.
+
+        Raises:
+            ConfigError: the family reads from left to right only.
+        """
+        refuse_causal(self.name, family)
+        return pair_head(model, self.family_head(family))
+
+    def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:
+        """The example as it is: its target came with ``assemble``.
+
+        Raises:
+            ConfigError: another objective laid the pair out.
+        """
+        check_assembled_here(self.name, example)
+        return example
+
+    def loss(self, forward: Forward, module: nn.Module | None, stream: Stream | None) -> Mapping[str, LossSum]:
+        """Cross-entropy of the two classes in fp32, summed over the sequences that carry a label."""
+        return {self.name: pair_loss(forward, module, self.name, self.family_head)}
