@@ -92,6 +92,8 @@ class Example:
     """Token-aligned columns [L] for corruption: ``special`` (bool: never touched), ``word_starts`` (bool) ..."""
     prefix_len: int | None = None
     """Tokens at the start that all tokens see, the rest being causal: 0 to L; None: as the model reads."""
+    part: int = 0
+    """Which of its row's examples this is (windows of a long text, choices of a question)."""
     group: int = -1
     """Examples with one non-negative group (choices of a question) never part in packing."""
     decoder_input_ids: IntArray | None = None
@@ -148,6 +150,8 @@ class PackedBatch:
     """int64 [1, T_dec], the decoder's row; it has the sequences of ``input_ids``, in their order."""
     decoder_position_ids: Tensor | None = None
     """int64 [1, T_dec]."""
+    parts: tuple[int, ...] = ()
+    """Which of its row's examples each sequence is."""
     groups: tuple[int, ...] = ()
     """Group of each sequence, -1 where it has none; a group lies in one batch."""
 

@@ -27,6 +27,7 @@ from tunecore.data.phrase_columns import phrase_options, with_phrases
 from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit
 from tunecore.data.segmenters import make_segmenter
 from tunecore.data.sources import (
+    OnBadRow,
     ReadSummary,
     by_suffix,
     documents,
@@ -234,7 +235,9 @@ def head_records(
     )
     options = getattr(head, "options", None)
     texts = [column for name in ("text", "text_pair") if (column := getattr(options, name, None))]
-    if texts:
+    if hasattr(head, "reject"):
+        records = _accepted(records, head, summary, config.data.on_bad_row, labelled)
+    elif texts:
         label = getattr(options, "label", None)
         others = [label] if label and labelled else []
         records = usable_records(records, texts, others, summary=summary, on_bad_row=config.data.on_bad_row)
@@ -243,6 +246,18 @@ def head_records(
         raise DataError(f"{', '.join(paths)}: no row can be used: {summary.describe()}")
     summary.warn()
     return kept, summary
+
+
+def _accepted(
+    records: Iterable[Record], head: Any, summary: ReadSummary, on_bad_row: OnBadRow, labelled: bool
+) -> Iterator[Record]:
+    """The records that a head with ``reject`` can use; the others are counted."""
+    for record in records:
+        reason = head.reject(record, labelled=labelled)
+        if reason is None:
+            yield record
+        else:
+            summary.skip(record, reason, on_bad_row)
 
 
 def task_records(

@@ -143,7 +143,7 @@ def prepare_data(
         facts = head.prepare(train_records)
         head.load(facts)
         length = config.data.length
-        held_out = TaskRows(eval_records, head, tokenizer, length) if eval_records else None
+        held_out = TaskRows(eval_records, head, tokenizer, length, keep_records=True) if eval_records else None
         data = RunData(TaskRows(train_records, head, tokenizer, length), held_out, {**summary, **facts})
     if ranks.is_main:
         # Only a run whose data can be used is recorded: a mistake in a path leaves no run behind.
@@ -202,8 +202,7 @@ def make_evaluate(run: Run, session: Session, rows: RowSource | None) -> Callabl
             max_rows=config.evaluation.max_rows if session.head is None else None,
             **session.packing(config.training.max_tokens),
         )  # fmt: skip
-        metrics = None if session.head is None else session.head.metrics()
-        return evaluate(session.unit, batches, metrics, ranks=run.ranks, stop=run.stop)
+        return evaluate(session.unit, batches, session.metrics_over(rows), ranks=run.ranks, stop=run.stop)
 
     return measure
 

@@ -22,6 +22,7 @@ from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
+from tunecore.models.families.base import HEAD_CLASSES
 from tunecore.models.folder import read_config
 from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
@@ -30,7 +31,8 @@ from tunecore.run_folder import resolve_model
 from tunecore.training.evaluate import evaluate
 from tunecore.training.state import load_task_modules, save_task_modules
 from tunecore.training.unit import Task, TrainUnit, check_stacks
-from tunecore.types import Family, Head, Objective, Prediction, Record
+from tunecore.training.whole_rows import WholeRows, metrics_over
+from tunecore.types import Family, Head, Metrics, Objective, Prediction, Record
 
 CONFIG_KEY = "tunecore"
 """Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
@@ -56,13 +58,17 @@ class Session:
         """
         if self.head is not None:
             records, _ = head_records(paths, self.head, config, self.plugins.registry)
-            rows: RowSource = TaskRows(records, self.head, self.tokenizer, self.max_length)
+            rows: RowSource = TaskRows(records, self.head, self.tokenizer, self.max_length, keep_records=True)
         else:
             config = replace(config, data=replace(config.data, max_length=self.max_length))
             corpus = text_corpus(paths, self.tokenizer, self.objectives, config, self.plugins.registry)
             rows = pretrain_rows(corpus, self.objectives, config, evaluation=True)
         batches = eval_batches(rows, **self.packing(config.training.max_tokens))
-        return evaluate(self.unit, batches, None if self.head is None else self.head.metrics())
+        return evaluate(self.unit, batches, self.metrics_over(rows))
+
+    def metrics_over(self, rows: RowSource) -> Metrics | None:
+        """The head's metrics for an evaluation of ``rows``; None without a head."""
+        return metrics_over(self.head, rows) if self.head is not None and isinstance(rows, TaskRows) else None
 
     def predict(self, rows: Sequence[Any]) -> list[Prediction]:
         """Predictions for texts, pairs or dicts, in their order.
@@ -75,15 +81,16 @@ class Session:
         head = self.head
         records = [_record(row, index, head) for index, row in enumerate(rows)]
         task_rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
-        raw: dict[int, list[Any]] = {}
+        found: dict[int, Prediction] = {}
+        whole = WholeRows(task_rows)
         was_training = self.unit.training
         self.unit.eval()
         with torch.no_grad():
             for batch in eval_batches(task_rows, **self.packing(4096)):
-                for row_id, output in zip(batch.row_ids, self.unit.predict(batch), strict=True):
-                    raw.setdefault(row_id, []).append(output)
+                for row_id, outputs in whole.add(self.unit.predict(batch), batch):
+                    found[row_id] = head.decode(outputs, records[row_id], row_id)
         self.unit.train(was_training)
-        return [head.decode(raw[index], record, index) for index, record in enumerate(records)]
+        return [found[index] for index in range(len(records))]
 
     def generate(self, prompts: Sequence[str], **generation: Any) -> list[str]:
         """Continue prompts, or with two stacks answer them, by transformers' ``generate``, in one padded batch.
@@ -220,13 +227,17 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     if config.head is not None:
         name, options = name_and_options(config.head, "head")
         head = plugins.registry.create("head", name, options)
-        facts = entry.get("head", {}).get("facts") or facts_of_transformers(saved) or {}
+        kept = entry.get("head", {})
+        known = kept.get("facts") if kept.get("name") == name else facts_of_transformers(saved, name)
         if options.get("labels"):
-            facts = {"labels": list(options["labels"])}
-        if not facts:
+            known = {"labels": list(options["labels"])}
+        if known is None and not getattr(head, "needs_facts", True):
+            known = {}
+        if known is None:
             raise ConfigError(
                 f"the labels of head {name!r} are not known yet", hint="Call finetune, or pass labels=[...]."
             )
+        facts = known
         head.load(facts)
     return make_session(config, plugins, tokenizer, head, facts)
 
@@ -245,10 +256,15 @@ def with_known_length(config: RunConfig) -> RunConfig:
     return replace(config, data=replace(config.data, max_length=int(length)))
 
 
-def facts_of_transformers(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Labels of a plain transformers classification model, from its config.json."""
-    names = saved.get("architectures") or [""]
-    if "ForSequenceClassification" not in names[0]:
+def head_of_transformers(saved: Mapping[str, Any]) -> str | None:
+    """The head that a plain transformers model has by its class, from its config.json."""
+    name = str((saved.get("architectures") or [""])[0])
+    return next((head for ending, head in HEAD_CLASSES.items() if name.endswith(ending)), None)
+
+
+def facts_of_transformers(saved: Mapping[str, Any], head: str) -> dict[str, Any] | None:
+    """What ``head`` must know of a plain transformers model, its labels; None where the model is for another task."""
+    if head_of_transformers(saved) != head:
         return None
     labels = saved.get("id2label") or {}
     return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
@@ -259,8 +275,8 @@ def _with_saved_tasks(config: RunConfig, entry: Mapping[str, Any], saved: Mappin
         return config
     if "head" in entry:
         return replace(config, head={entry["head"]["name"]: entry["head"]["options"]}, objectives={})
-    if facts_of_transformers(saved) is not None:
-        return replace(config, head="sequence_classification", objectives={})
+    if (head := head_of_transformers(saved)) is not None:
+        return replace(config, head=head, objectives={})
     return replace(config, objectives=config.objectives or entry.get("objectives", {}))
 
 
@@ -293,7 +309,9 @@ def _config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]
     name, options = name_and_options(config.head, "head")
     kept = {"name": name, "options": dict(options), "facts": dict(facts)}
     extra: dict[str, Any] = {CONFIG_KEY: {"head": kept, **length}}
-    if "labels" in facts:
+    if hasattr(head, "config_fields"):
+        extra |= head.config_fields()
+    elif "labels" in facts:
         extra["id2label"] = dict(enumerate(map(str, facts["labels"])))
         extra["label2id"] = {label: index for index, label in extra["id2label"].items()}
     return extra
@@ -306,7 +324,7 @@ def _record(row: Any, index: int, head: Head) -> Record:
     if not isinstance(text, str):
         raise DataError(f"row {index} to predict is {row!r}; give a str, a (str, str) or a dict")
     options = getattr(head, "options", None)
-    fields = {getattr(options, "text", "text"): text}
-    if pair is not None:
-        fields[getattr(options, "text_pair", None) or "text_pair"] = pair
-    return Record(fields, "<predict>", index)
+    usual = getattr(options, "text", "text"), getattr(options, "text_pair", None) or "text_pair"
+    columns = getattr(head, "row_columns", usual)
+    values = (text,) if pair is None else (text, pair)
+    return Record(dict(zip(columns, values, strict=False)), "<predict>", index)

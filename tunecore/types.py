@@ -2,8 +2,8 @@
 
 Shape letters: T tokens in the batch, B sequences in the batch, L tokens of one example, N rows with a target,
 E hidden width, V vocabulary, C classes.
-Examples and batches themselves stand in ``tunecore.batch``; their names can be had from here too. No torch is needed at
-run time.
+Examples and batches themselves stand in ``tunecore.batch``, what they are made from in ``tunecore.reading``; their
+names can be had from here too. No torch is needed at run time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tunecore.batch import BatchTargets as BatchTargets
 from tunecore.batch import Example as Example
@@ -23,6 +20,10 @@ from tunecore.batch import PackedBatch as PackedBatch
 from tunecore.batch import PackedLayout as PackedLayout
 from tunecore.batch import RowSubset as RowSubset
 from tunecore.batch import Targets as Targets
+from tunecore.reading import Chunk as Chunk
+from tunecore.reading import CorpusView as CorpusView
+from tunecore.reading import Record as Record
+from tunecore.reading import Stream as Stream
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,67 +59,6 @@ class Forward(Protocol):
     def sequence_rows(self) -> Tensor:
         """The row each sequence is read from (first or last token by family): [num_sequences, E]."""
         ...
-
-
-class Stream(Protocol):
-    """Random draws that are a pure function of (seed, epoch, row id, purpose)."""
-
-    def uniform(self, n: int) -> NDArray[np.float64]:
-        """``n`` draws from [0, 1)."""
-        ...
-
-    def integers(self, low: int, high: int, n: int) -> IntArray:
-        """``n`` draws from low, ..., high - 1."""
-        ...
-
-    def permutation(self, n: int) -> IntArray:
-        """0, ..., n - 1 in random order."""
-        ...
-
-    def child(self, purpose: str) -> Stream:
-        """An independent stream for a named purpose."""
-        ...
-
-
-class CorpusView(Protocol):
-    """What an objective may read of the tokenised corpus.
-
-    A row is a chunk of one document for unit "document", of whole sentences for "sentence" and "pair", two texts end
-    to end for "text_pair" (column ``second_starts`` marks the second); its length leaves room for the special tokens.
-    """
-
-    vocab_size: int
-    cls_id: int | None
-    sep_id: int | None
-    mask_id: int | None
-    pad_id: int
-    bos_id: int | None
-    eos_id: int | None
-    sentinel_ids: tuple[int, ...]
-    """Ids of ``<extra_id_0>``, ``<extra_id_1>`` ... (T5); empty where the tokenizer has none."""
-    max_length: int
-    """Longest example in tokens, special tokens included; of two stacks, in each."""
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        ...
-
-    def __getitem__(self, row_id: int) -> Chunk:
-        ...
-
-    def add_special(self, first: Chunk, second: Chunk | None = None) -> Example:
-        """Lay out one or two chunks as the family does ([CLS] a [SEP] b [SEP]); columns and segments included."""
-        ...
-
-
-class Chunk(NamedTuple):
-    """A stretch of one document: ids [L], token-aligned columns [L], and where it comes from."""
-
-    row_id: int
-    document: int
-    start: int
-    ids: IntArray
-    columns: Mapping[str, NDArray[Any]]
 
 
 class Progress(NamedTuple):
@@ -164,14 +104,6 @@ class Layers(NamedTuple):
     heads: tuple[str, ...]
 
 
-class Record(NamedTuple):
-    """One row of a source: its fields, and where it stands for error messages."""
-
-    fields: Mapping[str, Any]
-    file: str
-    row: int
-
-
 @runtime_checkable
 class Family(Protocol):
     """What differs per transformers ``model_type``. One object a family; no state.
@@ -179,6 +111,8 @@ class Family(Protocol):
     Optional: ``padded = True`` for a model whose attention knows no packed rows (its batches are padded inside the
     model); ``sequence_pooling(model)``, "first", "last" or "mean", where ``sequence_row`` is not all there is;
     ``encoder_decoder: bool``, True where the model has two stacks and takes batches of the view "seq2seq";
+    ``token_classifier``, ``span_head``, ``choice_head``, each ``(model, rows) -> logits | None`` (see
+    :class:`tunecore.models.families.base.TransformersFamily`), None where a head must make the layer itself;
     ``default_objective: str``, what pretraining takes where no objective is named.
     """
 
@@ -307,11 +241,37 @@ class Metrics(Protocol):
         ...
 
 
+class RowMetrics(Protocol):
+    """Metrics of a head whose answer to a row takes all of the row's sequences, or words of its own: as ``Metrics``,
+    but fed with whole rows.
+    """
+
+    def update_row(self, raw: Sequence[Any], record: Record, row_id: int) -> None:
+        """Count one row: the raw outputs of its sequences in the order of ``examples``, and the row itself."""
+        ...
+
+    def merge(self, others: Sequence[Any]) -> None:
+        ...
+
+    def state(self) -> Any:
+        ...
+
+    def compute(self) -> dict[str, Any]:
+        ...
+
+
 @runtime_checkable
 class Head(Protocol):
     """A supervised task, from a data row to a decoded prediction.
 
     ``Options`` is given at registration; the factory is called as ``factory(options)``.
+    Optional: ``reads`` and ``uses`` as in :class:`Objective`; ``view``, "seq2seq" for models of two stacks;
+    ``row_columns: tuple[str, ...]``, the columns that stand for the values of a row to predict that is no dict (a
+    str, a tuple), where they are not the options ``text`` and ``text_pair``; ``reject(record, *, labelled) -> str |
+    None``, why a row cannot be used (it is counted and named, or fatal where ``data.on_bad_row`` says so), where the
+    texts of those options being there is not all that matters; ``needs_facts = False`` where a model can be used that
+    no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
+    ``problem_type``), where the labels among the facts are not all there is.
     """
 
     name: str
@@ -343,14 +303,14 @@ class Head(Protocol):
         ...
 
     def predict(self, forward: Forward, module: nn.Module | None) -> Any:
-        """Raw outputs of one batch (a tensor whose first axis is the batch's sequences)."""
+        """Raw outputs of one batch, one for each sequence: a tensor whose first axis they are, or a list."""
         ...
 
     def decode(self, raw: Sequence[Any], record: Record | None, row_id: int) -> Prediction:
-        """Turn all raw outputs of one row into its prediction."""
+        """Turn the raw outputs of one row, in the order of its ``examples``, into its prediction."""
         ...
 
-    def metrics(self) -> Metrics:
+    def metrics(self) -> Metrics | RowMetrics:
         ...
 
 

@@ -135,6 +135,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
         view=view,
         decoder_input_ids=None if decoder is None else decoder.ids,
         decoder_position_ids=None if decoder is None else decoder.positions,
+        parts=tuple(example.part for example in examples),
         groups=tuple(example.group for example in examples),
     )
 

@@ -138,6 +138,7 @@ class _Stored(NamedTuple):
     stop: int
     has_types: bool
     positions: IntArray | None
+    part: int
     group: int
     targets: Mapping[str, Targets]
     columns: Mapping[str, NDArray[Any]]
@@ -152,6 +153,7 @@ class TaskRows:
         tokenizer: handed to the head.
         max_length: longest example.
         labelled: False where rows have no label (prediction).
+        keep_records: keep the records too, for metrics over whole rows.
 
     Raises:
         DataError: a row cannot be used; its file and row are named.
@@ -160,17 +162,20 @@ class TaskRows:
     views: tuple[str, ...] = ("encoder",)
 
     def __init__(
-        self, records: Sequence[Record], head: Head, tokenizer: Any, max_length: int, labelled: bool = True
+        self, records: Sequence[Record], head: Head, tokenizer: Any, max_length: int, labelled: bool = True,
+        keep_records: bool = False,
     ) -> None:
         if not records:
             raise DataError("there are no rows to work on")
+        self.records: tuple[Record, ...] = tuple(records) if keep_records else ()
         ids: list[NDArray[np.uint32]] = []
         types: list[NDArray[np.uint8]] = []
         self._rows: list[list[_Stored]] = []
         start = 0
         for row_id, record in enumerate(records):
             stored = []
-            for example in head.examples(record, row_id, tokenizer, max_length, labelled=labelled):
+            made = head.examples(record, row_id, tokenizer, max_length, labelled=labelled)
+            for part, example in enumerate(made):
                 _check(example, max_length, f"{record.file}:{record.row}")
                 stop = start + len(example)
                 segments = example.token_type_ids
@@ -178,7 +183,7 @@ class TaskRows:
                 types.append(np.zeros(len(example), np.uint8) if segments is None else segments.astype(np.uint8))
                 stored.append(
                     _Stored(
-                        row_id, start, stop, segments is not None, example.position_ids, example.group,
+                        row_id, start, stop, segments is not None, example.position_ids, part, example.group,
                         example.targets, example.columns,
                     )
                 )
@@ -190,6 +195,10 @@ class TaskRows:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def num_parts(self, row_id: int) -> int:
+        """How many examples a row has."""
+        return len(self._rows[row_id])
+
     def examples(self, row_id: int, epoch: int, progress: Progress, view: str | None = None) -> list[Example]:
         return [
             Example(
@@ -199,6 +208,7 @@ class TaskRows:
                 position_ids=stored.positions,
                 targets=stored.targets,
                 columns=stored.columns,
+                part=stored.part,
                 group=stored.group,
             )
             for stored in self._rows[row_id]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class, special_ids
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class, special_ids
 
 
 class AlbertFamily(TransformersFamily):
@@ -23,7 +23,7 @@ class AlbertFamily(TransformersFamily):
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "AlbertForMaskedLM": frozenset({"masked_lm"}),
         "AlbertForPreTraining": frozenset({"masked_lm", "sentence_order"}),
-        "AlbertForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Albert"),
     }
     blocks_path = "encoder.albert_layer_groups"
     embedding_parts = ("embeddings", "encoder.embedding_hidden_mapping_in")

@@ -9,7 +9,7 @@ Shape letters: B sequences, N rows with a target, E hidden width, V vocabulary, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Literal
 
 import transformers
@@ -84,6 +84,25 @@ class TransformersFamily:
         """
         raise _no_head(model, "sequence classification head")
 
+    def token_classifier(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
+        """Dropout and the class's linear layer over rows [N, E] -> logits [N, C]; None where the class has none."""
+        if not is_class(model, "ForTokenClassification"):
+            return None
+        layer = getattr(model, "classifier", None) or model.score
+        logits_NC: Tensor = layer(model.dropout(rows_NE))
+        return logits_NC
+
+    def span_head(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
+        """Logits of a span's start and end at rows [N, E] -> [N, 2]; None where the class has no such head."""
+        return model.qa_outputs(rows_NE) if is_class(model, "ForQuestionAnswering") else None
+
+    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """How well each choice fits: rows [B, E] -> logits [B, 1], pooler included; None for a class without it."""
+        if not is_class(model, "ForMultipleChoice"):
+            return None
+        logits_B1: Tensor = model.classifier(model.dropout(self.pooled(model, rows_BE)))
+        return logits_B1
+
     def sequence_relationship(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
         """The next-sentence head over rows [B, E] -> logits [B, 2]; None where the class has none."""
         return None
@@ -131,6 +150,20 @@ class TransformersFamily:
             **special_ids(tokenizer, "pad"),
         }
         return fields | ({"type_vocab_size": self.token_types} if self.token_types else {})
+
+
+HEAD_CLASSES: Mapping[str, str] = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "extractive_qa",
+    "ForMultipleChoice": "multiple_choice",
+}
+"""Ending of a class of transformers -> the head it has a place for."""
+
+
+def head_classes(prefix: str, without: Collection[str] = ()) -> dict[str, frozenset[str]]:
+    """Entries of ``classes`` for the heads whose class is called ``prefix`` and the usual ending."""
+    return {f"{prefix}{ending}": frozenset({head}) for ending, head in HEAD_CLASSES.items() if head not in without}
 
 
 def special_ids(tokenizer: Any | None, *names: str) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class
 
 
 class BertFamily(TransformersFamily):
@@ -21,7 +21,7 @@ class BertFamily(TransformersFamily):
         "BertForMaskedLM": frozenset({"masked_lm"}),
         "BertForPreTraining": frozenset({"masked_lm", "next_sentence"}),
         "BertForNextSentencePrediction": frozenset({"next_sentence"}),
-        "BertForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Bert"),
     }
 
     def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

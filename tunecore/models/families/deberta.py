@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class
 
 
 class DebertaFamily(TransformersFamily):
@@ -22,7 +22,7 @@ class DebertaFamily(TransformersFamily):
     backbone_class = "DebertaModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "DebertaForMaskedLM": frozenset({"masked_lm"}),
-        "DebertaForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Deberta", without={"multiple_choice"}),
     }
     # What every block reads, and the convolution beside the first.
     embedding_parts = ("embeddings", "encoder.rel_embeddings", "encoder.LayerNorm", "encoder.conv")
@@ -45,6 +45,13 @@ class DebertaFamily(TransformersFamily):
         logits: Tensor = model.classifier(model.dropout(model.pooler(rows_BE.unsqueeze(1))))
         return logits
 
+    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """As ``sequence_head``; v2 and v3 have such a class."""
+        if not is_class(model, "ForMultipleChoice"):
+            return None
+        logits_B1: Tensor = model.classifier(model.dropout(model.pooler(rows_BE.unsqueeze(1))))
+        return logits_B1
+
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
     ) -> dict[str, Any]:
@@ -66,7 +73,8 @@ class DebertaV2Family(DebertaFamily):
     model_type = "deberta-v2"
     backbone_class = "DebertaV2Model"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
-        name.replace("Deberta", "DebertaV2"): tasks for name, tasks in DebertaFamily.classes.items()
+        **{name.replace("Deberta", "DebertaV2"): tasks for name, tasks in DebertaFamily.classes.items()},
+        "DebertaV2ForMultipleChoice": frozenset({"multiple_choice"}),
     }
 
     def config_fields(

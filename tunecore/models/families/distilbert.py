@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class
 
 
 class DistilBertFamily(TransformersFamily):
@@ -18,7 +18,7 @@ class DistilBertFamily(TransformersFamily):
     backbone_class = "DistilBertModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "DistilBertForMaskedLM": frozenset({"masked_lm"}),
-        "DistilBertForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("DistilBert"),
     }
     blocks_path = "transformer.layer"
 
@@ -34,6 +34,17 @@ class DistilBertFamily(TransformersFamily):
         """Dense, relu, dropout, classifier."""
         if not is_class(model, "ForSequenceClassification"):
             return super().sequence_head(model, rows_BE)
+        return self._classified(model, rows_BE)
+
+    def span_head(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
+        """Dropout and the linear layer."""
+        return model.qa_outputs(model.dropout(rows_NE)) if is_class(model, "ForQuestionAnswering") else None
+
+    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """Dense, relu, dropout, classifier, as ``sequence_head``."""
+        return self._classified(model, rows_BE) if is_class(model, "ForMultipleChoice") else None
+
+    def _classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
         logits: Tensor = model.classifier(model.dropout(nn.functional.relu(model.pre_classifier(rows_BE))))
         return logits
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class
 
 
 class ElectraFamily(TransformersFamily):
@@ -20,7 +20,7 @@ class ElectraFamily(TransformersFamily):
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "ElectraForMaskedLM": frozenset({"masked_lm"}),
         "ElectraForPreTraining": frozenset({"replaced_token_detection"}),
-        "ElectraForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Electra"),
     }
     embedding_parts = ("embeddings", "embeddings_project")
 
@@ -37,6 +37,13 @@ class ElectraFamily(TransformersFamily):
             return super().sequence_head(model, rows_BE)
         logits: Tensor = model.classifier(rows_BE.unsqueeze(1))
         return logits
+
+    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """Summary (dense, activation, dropout) and classifier."""
+        if not is_class(model, "ForMultipleChoice"):
+            return None
+        logits_B1: Tensor = model.classifier(model.sequence_summary(rows_BE.unsqueeze(1)))
+        return logits_B1
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None

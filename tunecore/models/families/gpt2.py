@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tunecore.models.families.base import special_ids
+from tunecore.models.families.base import head_classes, special_ids
 from tunecore.models.families.decoder import DecoderFamily
 
 
@@ -16,7 +16,7 @@ class Gpt2Family(DecoderFamily):
     backbone_class = "GPT2Model"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "GPT2LMHeadModel": frozenset({"causal_lm"}),
-        "GPT2ForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("GPT2", without={"multiple_choice"}),
     }
     blocks_path = "h"
     embedding_parts = ("wte", "wpe")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import special_ids
+from tunecore.models.families.base import head_classes, special_ids
 from tunecore.models.families.decoder import DecoderFamily
 
 
@@ -21,7 +21,7 @@ class LlamaFamily(DecoderFamily):
     backbone_class = "LlamaModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "LlamaForCausalLM": frozenset({"causal_lm"}),
-        "LlamaForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Llama", without={"extractive_qa", "multiple_choice"}),
     }
     blocks_path = "layers"
     embedding_parts = ("embed_tokens",)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class, special_ids
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class, special_ids
 
 _SPECIAL = ("pad", "bos", "eos", "cls", "sep")
 
@@ -20,7 +20,7 @@ class ModernBertFamily(TransformersFamily):
     backbone_class = "ModernBertModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "ModernBertForMaskedLM": frozenset({"masked_lm"}),
-        "ModernBertForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("ModernBert"),
     }
     blocks_path = "layers"
     top_parts = ("final_norm",)
@@ -31,7 +31,7 @@ class ModernBertFamily(TransformersFamily):
 
     def sequence_pooling(self, model: PreTrainedModel) -> Literal["first", "last", "mean"]:
         """The mean over a sequence where the classifier's config says so, as that of the published models does."""
-        classifies = is_class(model, "ForSequenceClassification")
+        classifies = is_class(model, "ForSequenceClassification") or is_class(model, "ForMultipleChoice")
         return "mean" if classifies and model.config.classifier_pooling == "mean" else "first"
 
     def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -44,8 +44,19 @@ class ModernBertFamily(TransformersFamily):
         """The prediction head's layers, dropout, classifier."""
         if not is_class(model, "ForSequenceClassification"):
             return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(model.drop(model.head(rows_BE)))
-        return logits
+        return _classified(model, rows_BE)
+
+    def token_classifier(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
+        """The prediction head's layers, dropout, classifier."""
+        return _classified(model, rows_NE) if is_class(model, "ForTokenClassification") else None
+
+    def span_head(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
+        """The same layers, with two columns."""
+        return _classified(model, rows_NE) if is_class(model, "ForQuestionAnswering") else None
+
+    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
+        """The same layers, with one column."""
+        return _classified(model, rows_BE) if is_class(model, "ForMultipleChoice") else None
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
@@ -57,3 +68,8 @@ class ModernBertFamily(TransformersFamily):
         # transformers' defaults are ids of the published vocabulary.
         ids: dict[str, Any] = dict.fromkeys(f"{name}_token_id" for name in _SPECIAL)
         return fields | ids | special_ids(tokenizer, *_SPECIAL) | {"intermediate_size": 3 * width // 2}
+
+
+def _classified(model: PreTrainedModel, rows_NE: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.drop(model.head(rows_NE)))
+    return logits

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError
-from tunecore.models.families.base import TransformersFamily, is_class, special_ids
+from tunecore.models.families.base import TransformersFamily, head_classes, is_class, special_ids
 
 
 class RobertaFamily(TransformersFamily):
@@ -20,7 +20,7 @@ class RobertaFamily(TransformersFamily):
     backbone_class = "RobertaModel"
     classes: ClassVar[Mapping[str, frozenset[str]]] = {
         "RobertaForMaskedLM": frozenset({"masked_lm"}),
-        "RobertaForSequenceClassification": frozenset({"sequence_classification"}),
+        **head_classes("Roberta"),
     }
 
     def position_offset(self, model: PreTrainedModel) -> int:
