@@ -29,6 +29,7 @@ from tunecore.config_io import (
 )
 from tunecore.config_schema import commented_yaml, field_docs, json_schema
 from tunecore.errors import ConfigError
+from tunecore.plugins import load_plugins
 from tunecore.registry import Registry
 
 
@@ -48,6 +49,20 @@ def refusal(source: Any, overrides: tuple[str, ...] = ()) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(source, overrides)
     return str(caught.value)
+
+
+def test_options_of_readers_are_checked_by_name():
+    registry = load_plugins().registry
+    check_components(load_config({"data": {"sources": {"csv": {"columns": ["text"]}}}}), registry)
+    for sources, message in (
+        ({"xlsx": {}}, "data.sources.xlsx: unknown source 'xlsx'; known: conll, csv"),
+        ({"conll": {"encodng": "latin-1"}}, "data.sources.conll: source 'conll' has no option 'encodng'"),
+        ({"conll": {"encoding": 3}}, "data.sources.conll: source 'conll': encoding is 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_components(load_config({"data": {"sources": sources}}), registry)
+    schema = json_schema(registry)["$defs"]["DataConfig"]["properties"]["sources"]
+    assert set(schema["properties"]) == set(registry.names("source")) and schema["additionalProperties"] is False
 
 
 def test_nothing_gives_the_defaults():

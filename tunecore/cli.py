@@ -206,9 +206,9 @@ def _engine(model: str, changes: Sequence[str] | None) -> Any:
 
 def _rows_of(engine: Any, file: Path) -> list[Any]:
     """Rows of a file for prediction: plain texts of a text file, else dicts of columns."""
-    sources, registry = part("data.sources"), engine.plugins.registry
-    readers = sources.by_suffix(registry.create("source", name) for name in registry.names("source"))
-    records = sources.read_records(sources.expand_paths([str(file)]), readers, on_bad_row="raise")
+    sources = part("data.sources")
+    readers = part("inputs").sources_of(engine.plugins.registry, engine.config)
+    records = sources.read_records(sources.expand_paths([str(file)], tuple(readers)), readers, on_bad_row="raise")
     rows = [dict(record.fields) for record in records]
     if not rows:
         raise DataError(f"{file} holds no row")

@@ -290,6 +290,7 @@ def components(config: RunConfig) -> list[tuple[str, Kind, str, Mapping[str, Any
     found.append(("training.optimizer", "optimizer", *name_and_options(training.optimizer, "training.optimizer")))
     found.append(("training.schedule", "schedule", *name_and_options(training.schedule, "training.schedule")))
     found.extend(("tracking.trackers", "tracker", name, {}) for name in config.tracking.trackers)
+    found.extend((f"data.sources.{name}", "source", name, given) for name, given in config.data.sources.items())
     if config.model.family is not None:
         found.append(("model.family", "family", config.model.family, {}))
     return found

@@ -97,6 +97,8 @@ def json_schema(registry: Registry) -> Schema:
     training = definitions["TrainingConfig"]["properties"]
     for key in ("optimizer", "schedule"):
         training[key] |= {"anyOf": _choice(choices[key])}
+    sources = {entry.name: ref for entry, ref in choices["source"]}
+    definitions["DataConfig"]["properties"]["sources"] |= {"properties": sources, **_CLOSED}
     families = [e.name for e, _ in choices["family"]]
     definitions["ModelConfig"]["properties"]["family"]["anyOf"][0] |= {"enum": families} if families else {}
     return {"$schema": DIALECT, **schema, "title": "tunecore run"}

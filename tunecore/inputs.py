@@ -123,9 +123,18 @@ class RunData(NamedTuple):
     """JSON for reports; ``digest`` is what a resumed run compares."""
 
 
-def sources_of(registry: Registry) -> dict[str, Source]:
-    """Suffix -> reader, the registered ones with their default options."""
-    return by_suffix(registry.create("source", name) for name in registry.names("source"))
+def sources_of(registry: Registry, config: RunConfig) -> dict[str, Source]:
+    """Suffix -> reader, the registered ones with the options of ``data.sources``.
+
+    Raises:
+        ConfigError: there is no such reader, or an option of one is unknown or out of range.
+    """
+    options = config.data.sources
+    for name in options:
+        registry.entry("source", name)
+    # Those with options come last: a suffix they are given is theirs.
+    names = sorted(registry.names("source"), key=lambda name: name in options)
+    return by_suffix(registry.create("source", name, options.get(name)) for name in names)
 
 
 def train_tokenizer_on(data: Data, config: RunConfig, registry: Registry) -> PreTrainedTokenizerBase:
@@ -137,7 +146,7 @@ def train_tokenizer_on(data: Data, config: RunConfig, registry: Registry) -> Pre
     """
     if config.model.family is None:
         raise ConfigError("a tokenizer is trained for a new model only; set model.family, or tokenizer.path")
-    sources, options = sources_of(registry), config.tokenizer
+    sources, options = sources_of(registry, config), config.tokenizer
     with temporary_paths(data, "text") as paths:
         records = read_records(expand_paths(paths, tuple(sources)), sources, on_bad_row=config.data.on_bad_row)
         cleaner = Cleaner(CleaningOptions.of(config.data))
@@ -175,7 +184,7 @@ def text_corpus(
         paths, tokenizer, cache_dir=config.data.cache_dir or Path(config.output_dir) / "cache",
         columns={column for objective in objectives for column in objective.columns},
         cleaning=cleaning, text_column=config.data.text, pair_column=config.data.text_pair,
-        sources=sources_of(registry), on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
+        sources=sources_of(registry, config), on_bad_row=config.data.on_bad_row, progress=config.tracking.progress,
         segmenter=make_segmenter(config.data.segmenter, words),
     )  # fmt: skip
     for options in phrase_options(objectives):
@@ -229,7 +238,7 @@ def head_records(
     Raises:
         DataError: a file cannot be read, lacks a column, or has no usable row.
     """
-    sources, summary = sources_of(registry), ReadSummary()
+    sources, summary = sources_of(registry, config), ReadSummary()
     records = read_records(
         expand_paths(paths, tuple(sources)), sources, summary=summary, on_bad_row=config.data.on_bad_row
     )

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tunecore.data.files import DEFAULT_SUFFIXES
 from tunecore.data.readers import JsonLinesOptions, JsonLinesSource, TableOptions, TableSource, TextOptions, TextSource
 from tunecore.data.sources import (
     SOURCES,
@@ -306,7 +307,7 @@ def test_a_reader_of_a_plugin_joins_and_can_replace_a_built_in():
 
 def test_the_registered_sources_are_made_from_their_options():
     made = [factory(options()) for factory, options in SOURCES.values()]
-    assert {s for source in made for s in source.suffixes} == {".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet"}
+    assert {s for source in made for s in source.suffixes} == set(DEFAULT_SUFFIXES)
     assert JsonLinesSource(JsonLinesOptions()).suffixes == (".jsonl", ".ndjson")
 
 

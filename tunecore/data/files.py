@@ -20,7 +20,10 @@ from typing import IO, cast
 from tunecore.errors import DataError, unknown_name
 
 MEMBER = "::"
-DEFAULT_SUFFIXES = (".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+DEFAULT_SUFFIXES = (
+    ".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet",
+    ".conll", ".bio", ".iob", ".iob2", ".train", ".testa", ".testb",
+)  # fmt: skip
 _GLOB_CHARACTERS = frozenset("*?[")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
@@ -168,11 +171,13 @@ def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if name.lower().endswith(".gz") else stream
 
 
-def text_lines(path: str) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line with its end) of a UTF-8 file; a byte-order mark is dropped.
+def text_lines(path: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """(line number from 1, line with its end) of a file; a byte-order mark of UTF-8 is dropped.
+
+    ``encoding`` is one in which ASCII stands for itself (latin-1, cp1252 ...).
 
     Raises:
-        DataError: a line is not UTF-8 (line and byte are named), or the file cannot be read.
+        DataError: a line is not of that encoding (line and byte are named), or the file cannot be read.
     """
     position = 0
     with open_binary(path) as stream:
@@ -180,11 +185,11 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
             if number == 1:
                 raw = _without_mark(path, raw)
             try:
-                line = raw.decode("utf-8")
+                line = raw.decode(encoding)
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}:{number}: not UTF-8: byte 0x{raw[error.start]:02x} at byte {position + error.start} "
-                    f"of the file ({error.reason})",
+                    f"{path}:{number}: not {encoding.upper()}: byte 0x{raw[error.start]:02x} at byte "
+                    f"{position + error.start} of the file ({error.reason})",
                     hint="Convert it first, for example: iconv -f latin1 -t utf-8 FILE > NEW",
                 ) from error
             position += len(raw)

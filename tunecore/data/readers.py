@@ -1,4 +1,4 @@
-"""The built-in sources: thin readers of txt, jsonl, csv, tsv and parquet that know file and row.
+"""Thin readers of txt, jsonl, csv, tsv and parquet files that know file and row.
 
 Each also reads ``.gz`` files and members of ``.zip`` archives. A row that cannot be parsed is yielded with
 ``Malformed`` fields, so that it is counted and named (``tunecore.data.sources``) instead of ending the file.
@@ -10,13 +10,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunecore.data.files import open_binary, text_lines
 from tunecore.errors import ConfigError, DataError
-from tunecore.types import Record, Source
+from tunecore.types import Record
 
 TEXT = "text"
 """The column of sources that have only one."""
@@ -216,29 +216,11 @@ class ParquetSource:
                 raise DataError(f"{path}: not a readable parquet file (after row {number}): {error}") from error
 
 
-def _csv(options: TableOptions) -> TableSource:
+def csv_source(options: TableOptions) -> TableSource:
+    """The reader of csv files."""
     return TableSource(options, ".csv", ",", True)
 
 
-def _tsv(options: TableOptions) -> TableSource:
+def tsv_source(options: TableOptions) -> TableSource:
+    """The reader of tsv files."""
     return TableSource(options, ".tsv", "\t", False)
-
-
-SOURCES: dict[str, tuple[Callable[[Any], Source], type]] = {
-    "text": (TextSource, TextOptions),
-    "jsonl": (JsonLinesSource, JsonLinesOptions),
-    "csv": (_csv, TableOptions),
-    "tsv": (_tsv, TableOptions),
-    "parquet": (ParquetSource, ParquetOptions),
-}
-"""Name -> (factory, Options), as they are registered."""
-
-
-def by_suffix(sources: Iterable[Source]) -> dict[str, Source]:
-    """Suffix -> source, the later one where two claim a suffix (so that a plugin can replace a built-in)."""
-    return {suffix: source for source in sources for suffix in source.suffixes}
-
-
-def builtin_sources() -> dict[str, Source]:
-    """The built-in sources with their default options, by suffix."""
-    return by_suffix(factory(options()) for factory, options in SOURCES.values())

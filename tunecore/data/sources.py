@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunecore.data.builtin_readers import SOURCES, builtin_sources, by_suffix
 from tunecore.data.files import expand_paths, parallel_files, suffix_of
 from tunecore.data.parallel import read_parallel
-from tunecore.data.readers import SOURCES, TEXT, Malformed, builtin_sources, by_suffix
+from tunecore.data.readers import TEXT, Malformed
 from tunecore.errors import DataError, unknown_name
 from tunecore.types import Record, Source
 
