@@ -214,6 +214,15 @@ def test_predict_takes_texts_or_lines(tune):
     assert FakeEngine.calls[-1] == ("predict", ["one", "two"])
 
 
+def test_predict_prints_tags_of_words_and_what_else_a_head_says(tune, monkeypatch):
+    entities = [{"type": "per", "text": "Ada"}]
+    said = Prediction(["B-per", "O"], details={"entities": entities})
+    monkeypatch.setattr(FakeEngine, "predict", lambda self, rows: [said])
+    assert tune("predict", "m", "Ada lives")[1] == "B-per O\t\tAda lives\n"
+    found = json.loads(tune("predict", "m", "--json", "Ada lives")[1])
+    assert found["label"] == ["B-per", "O"] and found["entities"] == entities and found["score"] is None
+
+
 def test_predict_reads_rows_of_a_file(tune, monkeypatch):
     registry = load_plugins(PluginsConfig(load=False)).registry
     engine = FakeEngine.from_config
@@ -227,6 +236,10 @@ def test_predict_reads_rows_of_a_file(tune, monkeypatch):
     Path("rows.csv").write_text("text,text_pair\nhello,there\n")
     assert tune("predict", "m", "--file", "rows.csv")[:2] == (0, "pos\t0.7500\thello | there\n")
     assert FakeEngine.calls[-1] == ("predict", [{"text": "hello", "text_pair": "there"}])
+    Path("rows.other").write_text("Ada\n")
+    options = ("--set", "data.sources={conll: {suffixes: [.other]}}")
+    assert tune("predict", "m", "--file", "rows.other", *options)[0] == 0
+    assert FakeEngine.calls[-1] == ("predict", [{"tokens": ["Ada"]}])
     Path("empty.csv").write_text("text\n")
     code, _, err = tune("predict", "m", "--file", "empty.csv")
     assert code == 2 and "empty.csv" in err

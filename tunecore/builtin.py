@@ -7,6 +7,7 @@ from typing import Any
 
 from tunecore.data.sources import SOURCES
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
+from tunecore.heads.token_classification import TokenClassification, TokenClassificationOptions
 from tunecore.hookspecs import Register, hookimpl
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
@@ -44,7 +45,10 @@ OBJECTIVES: Components = {
     "translation_lm": (TranslationLM, TranslationLMOptions),
     "contrastive": (Contrastive, ContrastiveOptions),
 }
-HEADS: Components = {"sequence_classification": (SequenceClassification, SequenceClassificationOptions)}
+HEADS: Components = {
+    "sequence_classification": (SequenceClassification, SequenceClassificationOptions),
+    "token_classification": (TokenClassification, TokenClassificationOptions),
+}
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
 
 

@@ -163,13 +163,14 @@ def predict(
     engine = _engine(model, changes)
     rows = _rows_of(engine, file) if file is not None else texts or _stdin_lines()
     for row, prediction in zip(rows, engine.predict(rows), strict=True):
-        scores = dict(prediction.scores or {})
         if as_json:
-            print_json({"label": prediction.label, "score": prediction.score, "scores": scores, "input": row}, None)
+            said = {"label": prediction.label, "score": prediction.score, "scores": dict(prediction.scores or {})}
+            print_json({**said, **(prediction.details or {}), "input": row}, None)
         else:
             text = row if isinstance(row, str) else " | ".join(str(value) for value in row.values())
             score = "" if prediction.score is None else f"{prediction.score:.4f}"
-            print(prediction.label, score, " ".join(text.split()), sep="\t")
+            label = " ".join(map(str, prediction.label)) if isinstance(prediction.label, list) else prediction.label
+            print(label, score, " ".join(text.split()), sep="\t")
 
 
 @app.command()

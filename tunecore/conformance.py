@@ -27,6 +27,7 @@ from tunecore.registry import Entry, Registry, parse_options
 from tunecore.tiny import MAX_LENGTH, make_corpus, make_model, make_tokenizer, tiny_records
 from tunecore.training.plans import combine_plans
 from tunecore.training.unit import Task, TrainUnit
+from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import (
     CorpusView,
     Example,
@@ -170,7 +171,7 @@ class _Check:
         family = FAMILIES["bert"]
         with seeded(0):
             module = head.build(model, family)
-        rows = TaskRows(records, head, tokenizer, MAX_LENGTH)
+        rows = TaskRows(records, head, tokenizer, MAX_LENGTH, keep_records=True)
         examples = [example for row in range(len(rows)) for example in rows.examples(row, 0, START)]
         self._targets(examples, head.losses)
         reloaded = TaskRows(records, other, tokenizer, MAX_LENGTH)
@@ -181,7 +182,7 @@ class _Check:
         self.require(not any(e.targets for e in bare), "examples(labelled=False) have targets")
         unit = TrainUnit(model, family, [Task(head.name, head, module, 1.0)]).eval()
         self._gradients(unit, examples, "encoder")
-        self._predictions(unit, head, examples, records)
+        self._predictions(unit, head, rows)
         self._module(module, lambda: self.make_loaded(facts).build(model, family))
 
     def make_loaded(self, facts: Mapping[str, Any]) -> Any:
@@ -189,18 +190,20 @@ class _Check:
         head.load(facts)
         return head
 
-    def _predictions(self, unit: TrainUnit, head: Any, examples: Sequence[Example], records: Sequence[Record]) -> None:
-        whole, first, second = head.metrics(), head.metrics(), head.metrics()
+    def _predictions(self, unit: TrainUnit, head: Any, rows: TaskRows) -> None:
+        whole, first, second = (metrics_over(head, rows) for _ in range(3))
         raw: dict[int, list[Any]] = {}
+        gathered = WholeRows(rows)
         with torch.no_grad():
-            for number, batch in enumerate(_batches(examples, 4)):
-                _, output = unit.assess(batch)
-                self.require(len(output) == batch.num_sequences, "predict() must give one output for each sequence")
-                for row, value in zip(batch.row_ids, output, strict=True):
-                    raw.setdefault(row, []).append(value)
-                whole.update(output, batch)
-                (first, second)[number % 2].update(output, batch)
-        for row, record in enumerate(records):
+            for part, parity in ((first, 0), (second, 1)):  # a row's sequences may lie in several batches
+                examples = [e for row in range(parity, len(rows), 2) for e in rows.examples(row, 0, START)]
+                for batch in _batches(examples, 2):
+                    _, output = unit.assess(batch)
+                    self.require(len(output) == batch.num_sequences, "predict() must give one output for each sequence")
+                    raw.update(gathered.add(output, batch))
+                    whole.update(output, batch)
+                    part.update(output, batch)
+        for row, record in enumerate(rows.records):
             prediction = head.decode(raw[row], record, row)
             self.require(isinstance(prediction, Prediction), "decode() must return a tunecore.types.Prediction")
             self.require(prediction.row_id == row, f"the prediction of row {row} has row_id {prediction.row_id}")

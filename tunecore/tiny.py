@@ -34,13 +34,37 @@ def tiny_documents() -> list[str]:
 
 
 def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
-    """Eight rows with the columns text, text_pair and label."""
+    """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers."""
     texts = tiny_documents()
-    fields = [
+    fields: list[dict[str, Any]] = [
         {"text": texts[i][: 20 + 10 * i], "text_pair": texts[-1 - i][:40], "label": labels[i % len(labels)]}
         for i in range(8)
     ]
+    for i, row in enumerate(fields):
+        row |= _tagged(texts[i][: 40 + 20 * i]) | _asked(texts[i], i)
     return [Record(row, "tiny.jsonl", number) for number, row in enumerate(fields, start=1)]
+
+
+def _tagged(text: str) -> dict[str, Any]:
+    """Words, those of objects being tagged as such."""
+    words = text.split()
+    starts = {phrase.split()[0] for phrase in _OBJECTS}
+    firsts = [word in starts for word in words]
+    tags = [
+        "B-thing" if first else "I-thing" if before else "O"
+        for first, before in zip(firsts, [False, *firsts], strict=False)
+    ]
+    return {"tokens": words, "tags": tags}
+
+
+def _asked(text: str, number: int) -> dict[str, Any]:
+    """A question about a text of many windows; every fourth has no answer."""
+    answer = next(phrase for phrase in _OBJECTS[number % len(_OBJECTS) :] + _OBJECTS if phrase in text)
+    place = {"text": [answer], "answer_start": [text.index(answer)]}
+    return {
+        "question": f"What is it that {_SUBJECTS[number % len(_SUBJECTS)]} has?", "context": text,
+        "answers": {"text": [], "answer_start": []} if number % 4 == 3 else place,
+    }  # fmt: skip
 
 
 def make_tokenizer(family: str = "bert") -> Any:

@@ -90,6 +90,8 @@ class Prediction:
     scores: Mapping[str, float] | None = None
     """Probability of every label."""
     row_id: int = -1
+    details: Mapping[str, Any] | None = None
+    """What else the head says of the row (spans with their places, further answers); JSON-serialisable."""
 
 
 class Layers(NamedTuple):

@@ -122,6 +122,16 @@ def test_the_confusion_matrix_is_that_of_the_best_checkpoint(tmp_path):
     assert "Best checkpoint: step-100" in html
 
 
+def test_classes_without_a_confusion_matrix_have_their_scores(tmp_path):
+    scores = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1200}
+    rows = [{"step": s, "eval/f1": 0.3, "eval/report": {NASTY: {**scores, "recall": s / 100}}} for s in (5, 10)]
+    folder = write_run(tmp_path / "run", rows)
+    (folder / "best").write_text("step-5\n")
+    text = " ".join(parsed(write_report(folder).read_text()).text)
+    assert f"{NASTY} 0.500 0.050 0.333 1,200" in re.sub(r"\s+", " ", text)
+    assert "By class, step 5" in text
+
+
 def test_many_labels_give_the_commonest_confusions(tmp_path):
     n = 70
     matrix = [[1.0 if i == j else 0.0 for j in range(n)] for i in range(n)]

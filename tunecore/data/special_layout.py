@@ -49,7 +49,7 @@ class SpecialLayout(NamedTuple):
     def of(cls, tokenizer: PreTrainedTokenizerFast) -> SpecialLayout:
         """Probe the tokenizer's template with a text and a pair of texts."""
         role = roles(tokenizer)
-        single, pair = _probe(tokenizer, False), _probe(tokenizer, True)
+        single, pair = probe_template(tokenizer, False), probe_template(tokenizer, True)
         separates = False
         if pair.num_special == 0 and role.eos_id is not None:
             separates = True
@@ -72,7 +72,8 @@ def _sentinels(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _probe(tokenizer: PreTrainedTokenizerFast, two: bool) -> Template:
+def probe_template(tokenizer: PreTrainedTokenizerFast, two: bool) -> Template:
+    """What the tokenizer's own template puts around a text, or around and between two."""
     backend = text_backend(tokenizer)  # a saved tokenizer may pad everything it encodes
     first = backend.encode("a", add_special_tokens=False)
     second = backend.encode("b", add_special_tokens=False) if two else None

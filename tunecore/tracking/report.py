@@ -24,7 +24,7 @@ from tunecore.tracking.progress import PHASE_PREFIX, duration, short
 from tunecore.tracking.values import number
 
 REPORT_FILE = "report.html"
-MATRIX, LABELS = "eval/confusion_matrix", "eval/labels"
+MATRIX, LABELS, REPORT = "eval/confusion_matrix", "eval/labels", "eval/report"
 MOST_LABELS = 60
 """A wider confusion matrix is given as its commonest confusions."""
 
@@ -219,10 +219,9 @@ def _final_metrics(rows: Rows) -> str:
 
 def _confusion(rows: Rows, best: str) -> str:
     """The confusion matrix of the best checkpoint's step (else the last), and what follows from it per class."""
-    found = [row for row in rows if isinstance(row.get(MATRIX), list) and row[MATRIX]]
-    if not found:
-        return ""
-    row = next((r for r in reversed(found) if best == f"step-{r['step']}"), found[-1])
+    row = _best_with(rows, MATRIX, best)
+    if row is None:
+        return _by_class(rows, best)
     matrix = [[number(v) or 0.0 for v in line] for line in row[MATRIX]]
     given = row.get(LABELS)
     labels = [str(v) for v in given] if isinstance(given, list) and len(given) == len(matrix) else None
@@ -236,6 +235,25 @@ def _confusion(rows: Rows, best: str) -> str:
         picture = table(("true class", "taken for", "times"), wrong, caption=f"Most common confusions, {step}")
     header = ("class", "precision", "recall", "F1", "rows")
     return f'{picture}<br>{table(header, list(class_report(matrix, labels)), caption=f"By class, {step}")}'
+
+
+def _best_with(rows: Rows, key: str, best: str) -> Mapping[str, Any] | None:
+    """The row of the best checkpoint's step that has something under ``key``, else the last that has."""
+    found = [row for row in rows if isinstance(row.get(key), list | Mapping) and row[key]]
+    return next((r for r in reversed(found) if best == f"step-{r['step']}"), found[-1] if found else None)
+
+
+def _by_class(rows: Rows, best: str) -> str:
+    """What a head that has no confusion matrix (spans of words) says of each class."""
+    row = _best_with(rows, REPORT, best)
+    if row is None:
+        return ""
+    lines = [
+        [name, *(f"{number(scores.get(key)) or 0:.3f}" for key in ("precision", "recall", "f1")),
+         f"{number(scores.get('support')) or 0:,.0f}"]
+        for name, scores in row[REPORT].items()
+    ]  # fmt: skip
+    return table(("class", "precision", "recall", "F1", "true ones"), lines, caption=f"By class, step {row['step']:,}")
 
 
 def _commonest(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -> Iterator[tuple[str, str, str]]:
