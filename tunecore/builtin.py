@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tunecore.data.sources import SOURCES
+from tunecore.heads.extractive_qa import ExtractiveQA, ExtractiveQAOptions
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
 from tunecore.heads.token_classification import TokenClassification, TokenClassificationOptions
 from tunecore.hookspecs import Register, hookimpl
@@ -48,6 +49,7 @@ OBJECTIVES: Components = {
 HEADS: Components = {
     "sequence_classification": (SequenceClassification, SequenceClassificationOptions),
     "token_classification": (TokenClassification, TokenClassificationOptions),
+    "extractive_qa": (ExtractiveQA, ExtractiveQAOptions),
 }
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
 

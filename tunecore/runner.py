@@ -144,7 +144,8 @@ def prepare_data(
         head.load(facts)
         length = config.data.length
         held_out = TaskRows(eval_records, head, tokenizer, length, keep_records=True) if eval_records else None
-        data = RunData(TaskRows(train_records, head, tokenizer, length), held_out, {**summary, **facts})
+        train = TaskRows(train_records, head, tokenizer, length, seed=config.training.seed)
+        data = RunData(train, held_out, {**summary, **facts})
     if ranks.is_main:
         # Only a run whose data can be used is recorded: a mistake in a path leaves no run behind.
         record_data(folder, data.summary)

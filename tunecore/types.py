@@ -273,7 +273,8 @@ class Head(Protocol):
     None``, why a row cannot be used (it is counted and named, or fatal where ``data.on_bad_row`` says so), where the
     texts of those options being there is not all that matters; ``needs_facts = False`` where a model can be used that
     no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
-    ``problem_type``), where the labels among the facts are not all there is.
+    ``problem_type``), where the labels among the facts are not all there is; ``training_examples(examples, stream) ->
+    list[Example]``, those of a row's examples that one epoch trains on, at least one.
     """
 
     name: str

@@ -154,6 +154,8 @@ class TaskRows:
         max_length: longest example.
         labelled: False where rows have no label (prediction).
         keep_records: keep the records too, for metrics over whole rows.
+        seed: of rows to train on: fixes the draws of a head that trains on some of a row's examples only
+            (``training_examples``); None gives them all.
 
     Raises:
         DataError: a row cannot be used; its file and row are named.
@@ -163,11 +165,13 @@ class TaskRows:
 
     def __init__(
         self, records: Sequence[Record], head: Head, tokenizer: Any, max_length: int, labelled: bool = True,
-        keep_records: bool = False,
+        keep_records: bool = False, seed: int | None = None,
     ) -> None:
         if not records:
             raise DataError("there are no rows to work on")
         self.records: tuple[Record, ...] = tuple(records) if keep_records else ()
+        self._seed = seed
+        self._choose = None if seed is None else getattr(head, "training_examples", None)
         ids: list[NDArray[np.uint32]] = []
         types: list[NDArray[np.uint8]] = []
         self._rows: list[list[_Stored]] = []
@@ -200,7 +204,7 @@ class TaskRows:
         return len(self._rows[row_id])
 
     def examples(self, row_id: int, epoch: int, progress: Progress, view: str | None = None) -> list[Example]:
-        return [
+        made = [
             Example(
                 row_id=stored.row_id,
                 input_ids=self._ids[stored.start : stored.stop].astype(np.int64),
@@ -213,6 +217,9 @@ class TaskRows:
             )
             for stored in self._rows[row_id]
         ]
+        if self._choose is None or self._seed is None:
+            return made
+        return list(self._choose(made, PhiloxStream(self._seed, epoch, row_id, purpose="training examples")))
 
     def _segments(self, stored: _Stored) -> IntArray | None:
         return self._types[stored.start : stored.stop].astype(np.int64) if stored.has_types else None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tunecore.errors import ConfigError
 from tunecore.types import IntArray
 
 
@@ -31,7 +32,12 @@ def cut_windows(sizes_U: IntArray, room: int, overlap: int) -> list[Window]:
 
     Returns:
         One window at least, the empty one for a text without units.
+
+    Raises:
+        ConfigError: ``room`` is none.
     """
+    if room < 1:
+        raise ConfigError("special tokens leave no room for text", hint="Raise data.max_length.")
     ends = np.concatenate(([0], np.cumsum(sizes_U)))
     total, first = len(sizes_U), 0
     windows: list[Window] = []
