@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up. A module imports its own layer or one below; no cycle anywhere.
 LAYERS = (
     {"errors", "batch", "reading", "types", "hookspecs", "registry"},
-    {"config", "config_io", "config_schema", "machine", "ops", "data"},
+    {"config", "config_io", "config_schema", "generation", "machine", "ops", "data"},
     {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "run_folder"},
     {"hook_check", "plugins", "builtin"},
     {"inputs", "session", "runner", "engine", "testing", "tiny", "conformance"},

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tunecore.data.sources import SOURCES
+from tunecore.heads.causal_generation import CausalGeneration, CausalGenerationOptions
 from tunecore.heads.extractive_qa import ExtractiveQA, ExtractiveQAOptions
+from tunecore.heads.seq2seq import Seq2Seq, Seq2SeqOptions
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
 from tunecore.heads.token_classification import TokenClassification, TokenClassificationOptions
 from tunecore.hookspecs import Register, hookimpl
@@ -50,6 +52,8 @@ HEADS: Components = {
     "sequence_classification": (SequenceClassification, SequenceClassificationOptions),
     "token_classification": (TokenClassification, TokenClassificationOptions),
     "extractive_qa": (ExtractiveQA, ExtractiveQAOptions),
+    "seq2seq": (Seq2Seq, Seq2SeqOptions),
+    "causal_generation": (CausalGeneration, CausalGenerationOptions),
 }
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,12 +228,24 @@ class Engine:
         """Predictions for texts (str), pairs (tuple of two str) or rows (dict), in their order."""
         return self.session.predict([rows] if isinstance(rows, str) else list(rows))
 
-    def generate(self, prompts: Sequence[str] | str, **generation: Any) -> list[str]:
+    def generate(
+        self, prompts: Sequence[str] | str, *, on_text: Callable[[str], None] | None = None, **generation: Any
+    ) -> list[str]:
         """Continue prompts with a causal model, or answer them with an encoder-decoder.
 
-        ``generation`` goes to transformers' ``generate``.
+        Args:
+            prompts: texts, as the model reads them; :meth:`predict` adds a head's template or prefix.
+            on_text: called with each piece of text as it is written (``lambda text: print(text, end="")``).
+            generation: max_new_tokens, num_beams, length_penalty, temperature, top_k, top_p, seed and the others of
+                :class:`tunecore.generation.GenerationOptions`; what it does not know goes to transformers'
+                ``generate``.
+
+        Raises:
+            ConfigError: the model cannot generate, or an option is out of range.
+            DataError: a prompt and its answer are longer than the model's positions.
         """
-        return self.session.generate([prompts] if isinstance(prompts, str) else list(prompts), **generation)
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        return self.session.generate(texts, on_text=on_text, **generation)
 
     def save(self, folder: str | os.PathLike[str], part: str | None = None) -> Path:
         """Save model and tokenizer so that plain transformers loads them.

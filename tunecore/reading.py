@@ -1,4 +1,4 @@
-"""What objectives and heads read: rows of sources, chunks of a corpus, and streams of random draws.
+"""What objectives and heads read: rows of sources, chunks of a corpus, streams of random draws, texts a model wrote.
 
 Shape letter: L tokens of one example or chunk.
 """
@@ -20,6 +20,15 @@ class Record(NamedTuple):
     fields: Mapping[str, Any]
     file: str
     row: int
+
+
+class Generated(NamedTuple):
+    """What a model wrote for one prompt: the raw output of a head that generates."""
+
+    text: str
+    """The new tokens as text, special tokens left out."""
+    ids: tuple[int, ...]
+    """The new tokens up to the end token, which is left out."""
 
 
 class Stream(Protocol):

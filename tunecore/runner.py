@@ -203,7 +203,9 @@ def make_evaluate(run: Run, session: Session, rows: RowSource | None) -> Callabl
             max_rows=config.evaluation.max_rows if session.head is None else None,
             **session.packing(config.training.max_tokens),
         )  # fmt: skip
-        return evaluate(session.unit, batches, session.metrics_over(rows), ranks=run.ranks, stop=run.stop)
+        answers = session.answers_to(rows, config, ranks=run.ranks)
+        metrics = session.metrics_over(rows)
+        return evaluate(session.unit, batches, metrics, ranks=run.ranks, stop=run.stop, answers=answers)
 
     return measure
 

@@ -7,11 +7,13 @@ found again by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +23,7 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
+from tunecore.generation import split_options
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
 from tunecore.models.families.base import HEAD_CLASSES
 from tunecore.models.folder import read_config
@@ -28,7 +31,10 @@ from tunecore.models.loading import build_model, check_vocabulary, known_model_t
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
-from tunecore.training.evaluate import evaluate
+from tunecore.tracking.progress import counted
+from tunecore.training.distributed import Ranks
+from tunecore.training.evaluate import evaluate, evaluation_mode
+from tunecore.training.generation import Answers, Writer, generates
 from tunecore.training.state import load_task_modules, save_task_modules
 from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.training.whole_rows import WholeRows, metrics_over
@@ -64,11 +70,40 @@ class Session:
             corpus = text_corpus(paths, self.tokenizer, self.objectives, config, self.plugins.registry)
             rows = pretrain_rows(corpus, self.objectives, config, evaluation=True)
         batches = eval_batches(rows, **self.packing(config.training.max_tokens))
-        return evaluate(self.unit, batches, self.metrics_over(rows))
+        answers = self.answers_to(rows, config, all_rows=True)
+        return evaluate(self.unit, batches, self.metrics_over(rows), answers=answers)
 
     def metrics_over(self, rows: RowSource) -> Metrics | None:
-        """The head's metrics for an evaluation of ``rows``; None without a head."""
-        return metrics_over(self.head, rows) if self.head is not None and isinstance(rows, TaskRows) else None
+        """The head's metrics for an evaluation of ``rows``; None without a head, or where they are of its answers."""
+        if self.head is None or generates(self.head) or not isinstance(rows, TaskRows):
+            return None
+        return metrics_over(self.head, rows)
+
+    def answers_to(
+        self, rows: RowSource, config: RunConfig, *, ranks: Ranks | None = None, all_rows: bool = False
+    ) -> Answers | None:
+        """What a head that generates writes in an evaluation of ``rows``; None for other heads.
+
+        Args:
+            rows: they keep their records.
+            config: says whether progress is shown.
+            ranks: who shares the rows.
+            all_rows: answer all, whatever the head's ``generate_rows``.
+        """
+        head: Any = self.head
+        if not generates(head) or head.generate_rows == 0 or not isinstance(rows, TaskRows):
+            return None
+        watch = partial(counted, what="generating") if config.tracking.progress else None
+        most = None if all_rows else head.generate_rows
+        return Answers(self._writer(), head, rows, self.max_length, max_rows=most, ranks=ranks, watch=watch)
+
+    def _writer(self) -> Writer:
+        """What writes as the head says."""
+        head: Any = self.head
+        whole = bool(getattr(head, "bidirectional_prompt", False))
+        return Writer(
+            self.model, self.family, self.tokenizer, self.max_length, head.generation, bidirectional_prompt=whole
+        )
 
     def predict(self, rows: Sequence[Any]) -> list[Prediction]:
         """Predictions for texts, pairs or dicts, in their order.
@@ -80,40 +115,47 @@ class Session:
             raise ConfigError("this model has no head to predict with; fine-tune one first")
         head = self.head
         records = [_record(row, index, head) for index, row in enumerate(rows)]
+        if generates(head):
+            return self._written(records)
         task_rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
         found: dict[int, Prediction] = {}
         whole = WholeRows(task_rows)
-        was_training = self.unit.training
-        self.unit.eval()
-        with torch.no_grad():
+        with evaluation_mode(self.unit), torch.no_grad():
             for batch in eval_batches(task_rows, **self.packing(4096)):
                 for row_id, outputs in whole.add(self.unit.predict(batch), batch):
                     found[row_id] = head.decode(outputs, records[row_id], row_id)
-        self.unit.train(was_training)
         return [found[index] for index in range(len(records))]
 
-    def generate(self, prompts: Sequence[str], **generation: Any) -> list[str]:
-        """Continue prompts, or with two stacks answer them, by transformers' ``generate``, in one padded batch.
+    def _written(self, records: Sequence[Record]) -> list[Prediction]:
+        """What a head that generates answers to each row."""
+        head: Any = self.head
+        prompts = [head.prompt(record, self.tokenizer, self.max_length) for record in records]
+        with evaluation_mode(self.unit):
+            written = dict(pair for batch in self._writer().write(prompts) for pair in batch)
+        return [head.decode([written[i]], record, i) for i, record in enumerate(records)]
 
-        The prompt of a decoder is not repeated.
+    def generate(
+        self, prompts: Sequence[str], *, on_text: Callable[[str], None] | None = None, **generation: Any
+    ) -> list[str]:
+        """Continue prompts, or with two stacks answer them. The prompt of a decoder is not repeated.
+
+        Args:
+            prompts: texts, as the model reads them: a head's template or prefix is not added.
+            on_text: called with each piece of text as it is written; prompts are then answered one by one.
+            generation: options of :class:`tunecore.generation.GenerationOptions`; others go to transformers'
+                ``generate``. ``max_new_tokens`` is 50 unless it is given.
 
         Raises:
-            ConfigError: the model cannot generate.
+            ConfigError: the model cannot generate, or an option is out of range.
+            DataError: a prompt and its answer are longer than the model's positions.
         """
-        if not self.model.can_generate():
-            raise ConfigError(
-                f"{type(self.model).__name__} cannot generate; that takes a causal or encoder-decoder model"
-            )
-        tokenizer, answers = self.tokenizer, bool(self.model.config.is_encoder_decoder)
-        # A decoder goes on where the prompt ends; an encoder counts positions from the left.
-        side, tokenizer.padding_side = tokenizer.padding_side, "right" if answers else "left"
-        inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False)
-        tokenizer.padding_side = side
-        self.model.eval()
-        with torch.no_grad():
-            output = self.model.generate(**inputs, **{"use_cache": True, "max_new_tokens": 50, **generation})
-        start = 0 if answers else inputs["input_ids"].shape[1]
-        return tokenizer.batch_decode(output[:, start:], skip_special_tokens=True)
+        options, extra = split_options({"max_new_tokens": 50, **generation})
+        copies = int(extra.pop("num_return_sequences", 1))
+        writer = Writer(self.model, self.family, self.tokenizer, self.max_length, options, extra=extra)
+        ids = [np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64) for text in prompts for _ in range(copies)]
+        with evaluation_mode(self.unit):
+            written = dict(pair for batch in writer.write(ids, on_text=on_text) for pair in batch)
+        return [written[place].text for place in range(len(ids))]
 
     def save(self, folder: Path, part: str | None = None) -> Path:
         """Save model and tokenizer in transformers' layout; parameters that have no place there lie beside them.

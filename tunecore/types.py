@@ -22,6 +22,7 @@ from tunecore.batch import RowSubset as RowSubset
 from tunecore.batch import Targets as Targets
 from tunecore.reading import Chunk as Chunk
 from tunecore.reading import CorpusView as CorpusView
+from tunecore.reading import Generated as Generated
 from tunecore.reading import Record as Record
 from tunecore.reading import Stream as Stream
 
@@ -274,7 +275,18 @@ class Head(Protocol):
     texts of those options being there is not all that matters; ``needs_facts = False`` where a model can be used that
     no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
     ``problem_type``), where the labels among the facts are not all there is; ``training_examples(examples, stream) ->
-    list[Example]``, those of a row's examples that one epoch trains on, at least one.
+    list[Example]``, those of a row's examples that one epoch trains on, at least one;
+    ``language_model = True`` where exp(loss)
+    is a perplexity to report; ``row_notes() -> str | None``, what it has to say of the rows it has made examples of
+    since it was last asked (how many texts were cut), for the log.
+
+    A head with ``generate = True`` answers by text: evaluation and prediction let the model write for each row, in
+    batches, and its raw output is one :class:`tunecore.reading.Generated`, for ``decode`` and :class:`RowMetrics`;
+    ``predict`` is not called. It also has ``prompt(record, tokenizer, max_length) -> IntArray``, the ids int64 [L] that
+    the model reads first (the encoder's row, or the beginning of the decoder's); ``generation``, its
+    :class:`tunecore.generation.GenerationOptions`; ``generate_rows: int | None``, for how many rows, evenly spread, an
+    evaluation in training generates (None: all, 0: none ever). ``bidirectional_prompt = True`` lets the tokens of a
+    prompt see each other.
     """
 
     name: str

@@ -5,6 +5,7 @@ Shape letter: L tokens of one example.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -21,6 +22,7 @@ UNITS: tuple[Unit, ...] = ("document", "sentence", "pair", "text_pair")
 """From the least to the most structured."""
 EVALUATION_EPOCH = -1
 """Held-out rows are always corrupted as in this epoch, so that two evaluations see the same masks."""
+_log = logging.getLogger(__name__)
 _AT_THE_END = Progress(step=1, total_steps=1, epoch=1.0, total_epochs=1.0)
 
 
@@ -130,6 +132,10 @@ def _check(example: Example, max_length: int, where: str) -> None:
             )
 
 
+def _nothing() -> str | None:
+    return None
+
+
 class _Stored(NamedTuple):
     """Where one tokenised example lies in the flat arrays, and what is kept of it as it is."""
 
@@ -138,6 +144,8 @@ class _Stored(NamedTuple):
     stop: int
     has_types: bool
     positions: IntArray | None
+    decoder_ids: NDArray[np.uint32] | None
+    prefix_len: int | None
     part: int
     group: int
     targets: Mapping[str, Targets]
@@ -161,8 +169,6 @@ class TaskRows:
         DataError: a row cannot be used; its file and row are named.
     """
 
-    views: tuple[str, ...] = ("encoder",)
-
     def __init__(
         self, records: Sequence[Record], head: Head, tokenizer: Any, max_length: int, labelled: bool = True,
         keep_records: bool = False, seed: int | None = None,
@@ -172,6 +178,7 @@ class TaskRows:
         self.records: tuple[Record, ...] = tuple(records) if keep_records else ()
         self._seed = seed
         self._choose = None if seed is None else getattr(head, "training_examples", None)
+        self.views: tuple[str, ...] = (getattr(head, "view", "encoder"),)
         ids: list[NDArray[np.uint32]] = []
         types: list[NDArray[np.uint8]] = []
         self._rows: list[list[_Stored]] = []
@@ -187,14 +194,17 @@ class TaskRows:
                 types.append(np.zeros(len(example), np.uint8) if segments is None else segments.astype(np.uint8))
                 stored.append(
                     _Stored(
-                        row_id, start, stop, segments is not None, example.position_ids, part, example.group,
-                        example.targets, example.columns,
+                        row_id, start, stop, segments is not None, example.position_ids,
+                        None if example.decoder_input_ids is None else example.decoder_input_ids.astype(np.uint32),
+                        example.prefix_len, part, example.group, example.targets, example.columns,
                     )
                 )
                 start = stop
             self._rows.append(stored)
         self._ids = np.concatenate(ids) if ids else np.empty(0, np.uint32)
         self._types = np.concatenate(types) if types else np.empty(0, np.uint8)
+        if (notes := getattr(head, "row_notes", _nothing)()) is not None:
+            _log.warning("%s: %s", head.name, notes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -210,6 +220,8 @@ class TaskRows:
                 input_ids=self._ids[stored.start : stored.stop].astype(np.int64),
                 token_type_ids=self._segments(stored),
                 position_ids=stored.positions,
+                decoder_input_ids=None if stored.decoder_ids is None else stored.decoder_ids.astype(np.int64),
+                prefix_len=stored.prefix_len,
                 targets=stored.targets,
                 columns=stored.columns,
                 part=stored.part,

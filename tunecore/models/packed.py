@@ -10,6 +10,9 @@ Shape letters: T tokens in the batch, S keys, H heads, K kv-heads, D head width,
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +39,7 @@ BUCKETS = "_tunecore_buckets"
 """Attribute of an attention module with relative positions: int32 [2R + 1], the bucket of each distance -R to R."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "cache")
+_PROMPT_SEEN_WHOLE: ContextVar[bool] = ContextVar("prompt_seen_whole", default=False)
 _FLASH_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
@@ -120,6 +124,12 @@ def mask_function(
     There the mask could be that of a packed batch, which would be [T, T]; what it would have held for a row that is
     not packed, :func:`attention_forward` makes up for. Masks with functions of their own (``use_vmap``) are kept.
     """
+    if q_length > 1 and _PROMPT_SEEN_WHOLE.get():
+        device = kwargs.get("device", "cpu")
+        keys_BS = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
+        if attention_mask is not None:
+            keys_BS = attention_mask[:, :kv_length].bool()
+        return keys_BS[:, None, None, :].expand(-1, 1, q_length, -1)
     single = batch_size == 1 and attention_mask is None and not kwargs.get("use_vmap", False)
     if single and _is_same(q_length, kv_length):
         return None
@@ -127,6 +137,18 @@ def mask_function(
         batch_size=batch_size, q_length=q_length, kv_length=kv_length, attention_mask=attention_mask, **kwargs
     )
     return mask
+
+
+@contextmanager
+def prompt_seen_whole(active: bool = True) -> Iterator[None]:
+    """Where ``active``, several tokens that a causal model reads at once (a prompt, before it generates) see each
+    other; what is read one by one afterwards sees what stands before it. That is a packed batch's ``prefix_lens``.
+    """
+    token = _PROMPT_SEEN_WHOLE.set(active)
+    try:
+        yield
+    finally:
+        _PROMPT_SEEN_WHOLE.reset(token)
 
 
 def assign_sites(model: nn.Module) -> int:

@@ -1,43 +1,15 @@
-"""What objectives over the vocabulary share: the loss at rows with a target, and draws of ordinary ids.
-
-Shape letters: T tokens in the batch, N rows with a target, E hidden width, V vocabulary.
+"""What objectives over the vocabulary share: draws of ordinary ids, and the loss at rows with a target, which is
+that of ``tunecore.ops.vocabulary``.
 """
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from tunecore.errors import ConfigError
-from tunecore.ops import masked_lm_loss
-from tunecore.types import CorpusView, Family, Forward, IntArray, LossSum, Stream
-
-
-def vocabulary_loss(forward: Forward, name: str, *, label_smoothing: float, z_loss: float) -> LossSum:
-    """Cross-entropy over the vocabulary at the rows of ``batch.targets[name]``, summed.
-
-    Only these N of the T rows [T, E] meet the prediction head and the vocabulary. A batch without targets of that
-    name gives a sum of 0 over 0 targets.
-    """
-    targets = forward.batch.targets.get(name)
-    hidden_TE = forward.hidden()
-    if targets is None:
-        return LossSum(hidden_TE[:0].float().sum(), 0)
-    rows_NE = hidden_TE.index_select(0, targets.index)
-    hidden_NE, weight_VE, bias_V = forward.family.token_head(forward.model, rows_NE)
-    return masked_lm_loss(
-        hidden_NE, weight_VE, bias_V, targets.labels,
-        ignore_index=None, label_smoothing=label_smoothing, z_loss=z_loss,
-    )
-
-
-def check_loss_options(owner: str, label_smoothing: float, z_loss: float) -> None:
-    """Raise ConfigError where an option of the vocabulary loss is out of range."""
-    if not 0 <= label_smoothing < 1:
-        raise ConfigError(f"{owner}.label_smoothing is {label_smoothing}; it must be at least 0 and below 1")
-    if not 0 <= z_loss < math.inf:
-        raise ConfigError(f"{owner}.z_loss is {z_loss}; it must not be negative")
+from tunecore.ops.vocabulary import check_loss_options as check_loss_options
+from tunecore.ops.vocabulary import vocabulary_loss as vocabulary_loss
+from tunecore.types import CorpusView, Family, IntArray, Stream
 
 
 def refuse_causal(owner: str, family: Family) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,35 @@ def evaluation_text(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{name} {short(value)}" for name, value in scalars.items() if value is not None)
 
 
+_OPEN: list[Progress] = []
+"""The live line of the run that is trained in this process, if there is one: a second one would write over it."""
+
+
+def counted(amounts: Iterator[int], total: int, *, what: str) -> Iterator[int]:
+    """Hand ``amounts`` on and show how many of ``total`` they make together, on standard error where it is a terminal.
+
+    While a run's live line is open, the count is a line beneath it.
+    """
+    console = Console(stderr=True)
+    if not _OPEN and not console.is_terminal:
+        yield from amounts
+        return
+    columns = (BarColumn(bar_width=24), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    own = None if _OPEN else Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=True)
+    live = own or _OPEN[-1]
+    task = live.add_task("", total=total, text=what)
+    try:
+        if own is not None:
+            own.start()
+        for amount in amounts:
+            live.advance(task, amount)
+            yield amount
+    finally:
+        live.remove_task(task)
+        if own is not None:
+            own.stop()
+
+
 class ProgressTracker:
     """Show a run on the terminal."""
 
@@ -122,6 +151,7 @@ class ProgressTracker:
             self._live = Progress(*columns, text, console=self.console, transient=True)
             self._task = self._live.add_task("", total=self._total, completed=self._first_step, text="")
             self._live.start()
+            _OPEN.append(self._live)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show one row."""
@@ -140,6 +170,7 @@ class ProgressTracker:
         """Close the live line and say how the run ended."""
         if self._live is not None:
             self._live.stop()
+            _OPEN.remove(self._live)
             self._live = None
         took = duration(time.monotonic() - self._begun)
         if error is None:

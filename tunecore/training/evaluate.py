@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from tunecore.errors import DataError
 from tunecore.training.distributed import Ranks
+from tunecore.training.generation import Answers
 from tunecore.training.signals import StopSignal
 from tunecore.training.unit import TrainUnit
 from tunecore.types import Metrics, PackedBatch
+
+Batch = TypeVar("Batch")
 
 LANGUAGE_MODEL_SUFFIX = "_lm"
 """A loss with such a name (masked_lm, causal_lm) is a language model's: its mean in nats gives a perplexity."""
@@ -31,6 +34,7 @@ def evaluate(
     *,
     ranks: Ranks | None = None,
     stop: StopSignal | None = None,
+    answers: Answers | None = None,
 ) -> dict[str, Any]:
     """Measure a unit in evaluation mode, without gradients; modes are restored afterwards.
 
@@ -40,6 +44,7 @@ def evaluate(
         head_metrics: streaming metrics of the head, fed with its raw outputs.
         ranks: all ranks that evaluate together; None is this process alone.
         stop: asked after every batch.
+        answers: of a head that generates; its metrics are then those of what it writes.
 
     Returns:
         ``loss`` (weighted sum of means), ``loss/<name>`` (mean over targets), ``accuracy/<name>`` where that has a
@@ -51,9 +56,9 @@ def evaluate(
     """
     ranks = ranks or Ranks()
     sums = {name: [0.0, 0.0, 0.0, 0.0] for name in unit.losses}  # total, targets, correct, whether it has a meaning
-    seen = stopped = 0
-    with _evaluation_mode(unit), torch.no_grad():
-        for batch in batches:
+    seen = 0
+    with evaluation_mode(unit), torch.no_grad():
+        for batch in _until(stop, batches):
             batch = batch.to(ranks.device)
             losses, raw = (unit(batch), None) if head_metrics is None else unit.assess(batch)
             for name, loss in losses.items():
@@ -64,25 +69,42 @@ def evaluate(
             if head_metrics is not None:
                 head_metrics.update(raw, batch)
             seen += 1
-            if stop is not None and stop.received is not None:
-                stopped = 1
-                break
-    flat = ranks.sum([float(seen), float(stopped), *(v for entry in sums.values() for v in entry)])
+        for _ in _until(stop, () if answers is None else answers):
+            pass
+    stopped = float(_is_received(stop))
+    flat = ranks.sum([float(seen), stopped, *(v for entry in sums.values() for v in entry)])
     if flat[1]:
         raise EvaluationStopped
     if not flat[0]:
         raise DataError("there are no rows to evaluate on")
     results: dict[str, Any] = _means(unit, flat[2:])
-    if head_metrics is not None:
-        states = ranks.gather(head_metrics.state()) if ranks.world_size > 1 else []
-        head_metrics.merge([state for rank, state in enumerate(states) if rank != ranks.rank])
-        results.update(head_metrics.compute())
+    measured = head_metrics if answers is None else answers.metrics
+    if measured is not None:
+        states = ranks.gather(measured.state()) if ranks.world_size > 1 else []
+        measured.merge([state for rank, state in enumerate(states) if rank != ranks.rank])
+        results.update(measured.compute())
     return results
+
+
+def _is_received(stop: StopSignal | None) -> bool:
+    return stop is not None and stop.received is not None
+
+
+def _until(stop: StopSignal | None, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, up to the one after which a stop was asked for."""
+    if _is_received(stop):
+        return
+    for batch in batches:
+        yield batch
+        if _is_received(stop):
+            return
 
 
 def _means(unit: TrainUnit, flat: list[float]) -> dict[str, float]:
     loss = 0.0
     named: dict[str, float] = {}
+    parts = [task.component for task in unit.tasks]
+    language = {name for part in parts if getattr(part, "language_model", False) for name in part.losses}
     for i, (name, weight) in enumerate(unit.weights.items()):
         total, count, right, has_meaning = flat[4 * i : 4 * i + 4]
         if not count:
@@ -92,13 +114,14 @@ def _means(unit: TrainUnit, flat: list[float]) -> dict[str, float]:
         named[f"loss/{name}"] = mean
         if has_meaning:
             named[f"accuracy/{name}"] = right / count
-        if name.endswith(LANGUAGE_MODEL_SUFFIX):
+        if name in language or name.endswith(LANGUAGE_MODEL_SUFFIX):
             named[f"perplexity/{name}"] = math.exp(mean) if mean < 700 else math.inf
     return {"loss": loss, **named} if named else {}
 
 
 @contextmanager
-def _evaluation_mode(unit: nn.Module) -> Iterator[None]:
+def evaluation_mode(unit: nn.Module) -> Iterator[None]:
+    """Evaluation mode while the context lasts; every module's own mode returns afterwards."""
     # Module by module: a strategy may keep some of them in evaluation mode while training.
     modes = [(module, module.training) for module in unit.modules()]
     unit.eval()
