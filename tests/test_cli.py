@@ -38,6 +38,7 @@ class FakeEngine:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.plugins = SimpleNamespace(registry=None)
+        self.model = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder="t5" in str(config.model.checkpoint)))
 
     @classmethod
     def from_config(cls, config: RunConfig) -> FakeEngine:
@@ -252,13 +253,43 @@ def test_predict_without_anything_to_predict_says_so(tune):
     assert code == 2 and "both given" in err
 
 
+DRAWING = {"do_sample": None, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+
+
 def test_generate_passes_its_options(tune):
     assert tune("generate", "m", "Once", "--max-new-tokens", "9")[:2] == (0, "Once and so on\n")
-    assert FakeEngine.calls[-1] == ("generate", ["Once"], {"max_new_tokens": 9, "do_sample": False})
+    assert FakeEngine.calls[-1][:2] == ("generate", ["Once"])
+    plain = {**DRAWING, "max_new_tokens": 9, "num_beams": 1, "length_penalty": 1.0, "repetition_penalty": 1.0}
+    assert FakeEngine.calls[-1][2] == plain
     _, out, _ = tune("generate", "m", "--sample", "--temperature", "0.7", "--json", stdin="Once\n")
     assert json.loads(out) == {"prompt": "Once", "text": " and so on"}
-    assert FakeEngine.calls[-1][2] == {"max_new_tokens": 50, "do_sample": True, "temperature": 0.7, "top_p": 1.0}
+    assert FakeEngine.calls[-1][2] == {**plain, "max_new_tokens": 50, "do_sample": True, "temperature": 0.7}
+    tune("generate", "m", "x", "--top-k", "5", "--top-p", "0.9", "--seed", "3", "--num-beams", "2")
+    given = {"top_k": 5, "top_p": 0.9, "seed": 3, "num_beams": 2}
+    assert FakeEngine.calls[-1][2] == {**plain, "max_new_tokens": 50, **given}
     assert tune("generate", "m", "x", "--max-new-tokens", "0")[0] == 2
+
+
+def test_the_answer_of_an_encoder_decoder_does_not_repeat_the_question(tune):
+    assert tune("generate", "some-t5", "Once")[1] == " and so on\n"
+
+
+def test_on_a_terminal_text_appears_as_it_is_written(tune, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def write(self: FakeEngine, prompts: list[str], *, on_text: Any, **options: Any) -> list[str]:
+        for place in range(len(prompts)):
+            for piece in (" and", " so on"):
+                on_text(place, piece)
+        return []
+
+    monkeypatch.setattr(FakeEngine, "generate", write)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    tune("generate", "m", "Once", "Twice")
+    assert screen.getvalue() == "Once and so on\nTwice and so on\n"
 
 
 def test_the_schema_is_json_with_the_builtin_options(tune):

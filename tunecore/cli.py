@@ -178,27 +178,51 @@ def generate(
     model: Model,
     prompts: Prompts = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 50,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search with so many beams.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="With beams: above 1 favours long texts.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(min=0.01, help="Above 1: repeat less.")] = 1.0,
     sample: Annotated[bool, typer.Option("--sample", help="Draw tokens instead of taking the likeliest.")] = False,
-    temperature: Annotated[float, typer.Option(min=0.01, help="With --sample: below 1 is sharper.")] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="With --sample: keep this much probability.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="With --sample: fixes the draws.")] = 0,
+    temperature: Annotated[float, typer.Option(min=0.0, help="Draw; below 1 is sharper, 0 does not draw.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest tokens; 0 is all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw from this much probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
     changes: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts with a causal model (GPT-2)."""
-    engine = _engine(model, changes)
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample}
-    if sample:
-        import torch
+    """Continue prompts with a causal model (GPT-2), or answer them with an encoder-decoder (T5).
 
-        torch.manual_seed(seed)
-        options |= {"temperature": temperature, "top_p": top_p}
+    On a terminal the text appears as it is written.
+    """
+    engine = _engine(model, changes)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "num_beams": num_beams, "length_penalty": length_penalty,
+        "repetition_penalty": repetition_penalty, "do_sample": True if sample else None, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "seed": seed,
+    }  # fmt: skip
     given = prompts or _stdin_lines()
+    answers = bool(engine.model.config.is_encoder_decoder)  # a prompt that is answered is not repeated
+    if sys.stdout.isatty() and not as_json and num_beams == 1:
+        _stream(engine, given, answers, options)
+        return
     for prompt, text in zip(given, engine.generate(given, **options), strict=True):
         if as_json:
             print_json({"prompt": prompt, "text": text}, None)
         else:
-            print(prompt + text)
+            print(text if answers else prompt + text)
+
+
+def _stream(engine: Any, prompts: Sequence[str], answers: bool, options: dict[str, Any]) -> None:
+    """Print each text as it is written."""
+    begun: set[int] = set()
+
+    def show(place: int, text: str) -> None:
+        if place not in begun:
+            begun.add(place)
+            print(("\n" if place else "") + ("" if answers else prompts[place]), end="")
+        print(text, end="", flush=True)
+
+    engine.generate(prompts, on_text=show, **options)
+    print()
 
 
 def _engine(model: str, changes: Sequence[str] | None) -> Any:

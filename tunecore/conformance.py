@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,8 +26,9 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import seeded
 from tunecore.registry import Entry, Registry, parse_options
 from tunecore.tiny import MAX_LENGTH, make_corpus, make_model, make_tokenizer, tiny_records
+from tunecore.training.generation import Writer, generates
 from tunecore.training.plans import combine_plans
-from tunecore.training.unit import Task, TrainUnit
+from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import (
     CorpusView,
@@ -109,17 +111,21 @@ class _Check:
         self._gradients(unit.eval(), examples, objective.view)
         self._module(module, lambda: self.make().build(model, family))
 
-    def _fitting_family(self, objective: Any) -> tuple[Family, Any, Any, nn.Module | None]:
+    def _fitting_family(
+        self, objective: Any, config: Mapping[str, Any] | None = None
+    ) -> tuple[Family, Any, Any, nn.Module | None]:
         refusals = []
         for name in _FAMILIES:
             tokenizer = make_tokenizer(name)
-            model = make_model([objective.name, *getattr(objective, "uses", ())], tokenizer, name)
+            tasks = [objective.name, *getattr(objective, "uses", ())]
+            model = make_model(tasks, tokenizer, name, config=config)
             try:
+                check_stacks(objective.name, objective, FAMILIES[name])
                 with seeded(0):
                     return FAMILIES[name], tokenizer, model, objective.build(model, FAMILIES[name])
             except ConfigError as error:
                 refusals.append(str(error))
-        raise AssertionError(f"objective {self.entry.name!r} of {self.entry.owner}: no family fits: {refusals}")
+        raise AssertionError(f"{self.entry.kind} {self.entry.name!r} of {self.entry.owner}: no family fits: {refusals}")
 
     def _corruption(self, objective: Any, corpus: CorpusView) -> None:
         """Draws depend on the stream alone, and the example given stays as it is."""
@@ -165,12 +171,8 @@ class _Check:
         self.require_json(facts, "what prepare() returns")
         other = self.make()
         other.load(json.loads(json.dumps(facts)))
-        tokenizer = make_tokenizer()
         labels = {"id2label": dict(enumerate(map(str, facts["labels"])))} if "labels" in facts else {}
-        model = make_model([head.name], tokenizer, config=labels)
-        family = FAMILIES["bert"]
-        with seeded(0):
-            module = head.build(model, family)
+        family, tokenizer, model, module = self._fitting_family(head, labels)
         rows = TaskRows(records, head, tokenizer, MAX_LENGTH, keep_records=True)
         examples = [example for row in range(len(rows)) for example in rows.examples(row, 0, START)]
         self._targets(examples, head.losses)
@@ -181,8 +183,11 @@ class _Check:
         bare = [e for row in range(len(rows)) for e in unlabelled.examples(row, 0, START)]
         self.require(not any(e.targets for e in bare), "examples(labelled=False) have targets")
         unit = TrainUnit(model, family, [Task(head.name, head, module, 1.0)]).eval()
-        self._gradients(unit, examples, "encoder")
-        self._predictions(unit, head, rows)
+        self._gradients(unit, examples, rows.views[0])
+        if generates(head):
+            self._generated(unit, head, tokenizer, records)
+        else:
+            self._predictions(unit, head, rows)
         self._module(module, lambda: self.make_loaded(facts).build(model, family))
 
     def make_loaded(self, facts: Mapping[str, Any]) -> Any:
@@ -204,9 +209,15 @@ class _Check:
                     whole.update(output, batch)
                     part.update(output, batch)
         for row, record in enumerate(rows.records):
-            prediction = head.decode(raw[row], record, row)
-            self.require(isinstance(prediction, Prediction), "decode() must return a tunecore.types.Prediction")
-            self.require(prediction.row_id == row, f"the prediction of row {row} has row_id {prediction.row_id}")
+            self._prediction(head.decode(raw[row], record, row), row)
+        self._merging(head, whole, first, second)
+
+    def _prediction(self, prediction: Any, row: int) -> None:
+        self.require(isinstance(prediction, Prediction), "decode() must return a tunecore.types.Prediction")
+        self.require(prediction.row_id == row, f"the prediction of row {row} has row_id {prediction.row_id}")
+
+    def _merging(self, head: Any, whole: Any, first: Any, second: Any) -> None:
+        """Metrics of all rows are those of two halves put together."""
         state = second.state()
         self.require_json(state, "the state of its metrics")
         first.merge([json.loads(json.dumps(state))])
@@ -216,6 +227,23 @@ class _Check:
         chosen = head.default_metric.removeprefix("-")
         known = chosen in expected or chosen == "loss"
         self.require(known, f"default_metric {head.default_metric!r} is none of {sorted(expected)}")
+
+    def _generated(self, unit: TrainUnit, head: Any, tokenizer: Any, records: Sequence[Record]) -> None:
+        """What a head that generates needs: prompts, and metrics of whole rows."""
+        prompts = [head.prompt(record, tokenizer, MAX_LENGTH // 2) for record in records]
+        for prompt in prompts:
+            fits = isinstance(prompt, np.ndarray) and prompt.dtype == np.int64 and 0 < len(prompt) <= MAX_LENGTH // 2
+            self.require(fits, f"prompt() must give int64 [L], L from 1 to the max_length of {MAX_LENGTH // 2}")
+        options = replace(head.generation, max_new_tokens=4)
+        writer = Writer(unit.model, unit.family, tokenizer, MAX_LENGTH, options)
+        written = dict(pair for batch in writer.write(prompts) for pair in batch)
+        whole, first, second = head.metrics(), head.metrics(), head.metrics()
+        for row, record in enumerate(records):
+            prediction = head.decode([written[row]], record, row)
+            self._prediction(prediction, row)
+            whole.update_row([written[row]], record, row)
+            (first, second)[row % 2].update_row([written[row]], record, row)
+        self._merging(head, whole, first, second)
 
     # objectives and heads
 
@@ -307,7 +335,7 @@ def _frozen(example: Example) -> str:
     columns = {k: plain(np.asarray(column)) for k, column in example.columns.items()}
     names = ("input_ids", "token_type_ids", "position_ids", "decoder_input_ids")
     ids = [plain(getattr(example, name)) for name in names]
-    return json.dumps([example.row_id, example.group, ids, targets, columns])
+    return json.dumps([example.row_id, example.group, example.prefix_len, ids, targets, columns])
 
 
 def _batches(examples: Sequence[Example], parts: int, view: str = "encoder") -> Iterator[PackedBatch]:

@@ -224,18 +224,22 @@ class Engine:
         with temporary_paths(data, "evaluate") as paths:
             return self.session.evaluate(paths, with_options(self.config, options))
 
-    def predict(self, rows: Iterable[Any] | str) -> list[Prediction]:
-        """Predictions for texts (str), pairs (tuple of two str) or rows (dict), in their order."""
-        return self.session.predict([rows] if isinstance(rows, str) else list(rows))
+    def predict(self, rows: Iterable[Any] | str, **generation: Any) -> list[Prediction]:
+        """Predictions for texts (str), pairs (tuple of two str) or rows (dict), in their order.
+
+        ``generation`` are options of a head that writes, instead of its own: ``num_beams=5``.
+        """
+        return self.session.predict([rows] if isinstance(rows, str) else list(rows), **generation)
 
     def generate(
-        self, prompts: Sequence[str] | str, *, on_text: Callable[[str], None] | None = None, **generation: Any
+        self, prompts: Sequence[str] | str, *, on_text: Callable[[int, str], None] | None = None, **generation: Any
     ) -> list[str]:
         """Continue prompts with a causal model, or answer them with an encoder-decoder.
 
         Args:
             prompts: texts, as the model reads them; :meth:`predict` adds a head's template or prefix.
-            on_text: called with each piece of text as it is written (``lambda text: print(text, end="")``).
+            on_text: called with the place of a prompt and each piece of its text as it is written; prompts are then
+                answered one by one.
             generation: max_new_tokens, num_beams, length_penalty, temperature, top_k, top_p, seed and the others of
                 :class:`tunecore.generation.GenerationOptions`; what it does not know goes to transformers'
                 ``generate``.

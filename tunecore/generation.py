@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from tunecore.errors import ConfigError
@@ -84,12 +84,15 @@ class GenerationOptions:
         return found
 
 
-def split_options(given: Mapping[str, Any]) -> tuple[GenerationOptions, dict[str, Any]]:
-    """Part keyword arguments into the options here and what else transformers' ``generate`` may know.
+def split_options(
+    given: Mapping[str, Any], base: GenerationOptions | None = None
+) -> tuple[GenerationOptions, dict[str, Any]]:
+    """Part keyword arguments into options, laid over ``base``, and what else transformers' ``generate`` may know.
 
     Raises:
         ConfigError: an option is out of range.
     """
     known = {field.name for field in fields(GenerationOptions)}
     ours = {name: value for name, value in given.items() if name in known}
-    return GenerationOptions(**ours), {name: value for name, value in given.items() if name not in known}
+    others = {name: value for name, value in given.items() if name not in known}
+    return replace(base or GenerationOptions(), **ours), others

@@ -97,26 +97,33 @@ class Session:
         most = None if all_rows else head.generate_rows
         return Answers(self._writer(), head, rows, self.max_length, max_rows=most, ranks=ranks, watch=watch)
 
-    def _writer(self) -> Writer:
-        """What writes as the head says."""
+    def _writer(self, generation: Mapping[str, Any] | None = None) -> Writer:
+        """What writes as the head says, or as ``generation`` says otherwise."""
         head: Any = self.head
-        whole = bool(getattr(head, "bidirectional_prompt", False))
+        options, extra = split_options(generation or {}, head.generation)
         return Writer(
-            self.model, self.family, self.tokenizer, self.max_length, head.generation, bidirectional_prompt=whole
+            self.model, self.family, self.tokenizer, self.max_length, options, extra=extra,
+            bidirectional_prompt=bool(getattr(head, "bidirectional_prompt", False)),
         )
 
-    def predict(self, rows: Sequence[Any]) -> list[Prediction]:
+    def predict(self, rows: Sequence[Any], **generation: Any) -> list[Prediction]:
         """Predictions for texts, pairs or dicts, in their order.
 
+        Args:
+            rows: what to predict.
+            generation: options of :class:`tunecore.generation.GenerationOptions` instead of the head's own.
+
         Raises:
-            ConfigError: the model has no head.
+            ConfigError: the model has no head, or options of generation are given and the head does not generate.
         """
         if self.head is None:
             raise ConfigError("this model has no head to predict with; fine-tune one first")
         head = self.head
         records = [_record(row, index, head) for index, row in enumerate(rows)]
         if generates(head):
-            return self._written(records)
+            return self._written(records, generation)
+        if generation:
+            raise ConfigError(f"{head.name} does not generate, so it has no option {next(iter(generation))!r}")
         task_rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
         found: dict[int, Prediction] = {}
         whole = WholeRows(task_rows)
@@ -126,22 +133,23 @@ class Session:
                     found[row_id] = head.decode(outputs, records[row_id], row_id)
         return [found[index] for index in range(len(records))]
 
-    def _written(self, records: Sequence[Record]) -> list[Prediction]:
+    def _written(self, records: Sequence[Record], generation: Mapping[str, Any]) -> list[Prediction]:
         """What a head that generates answers to each row."""
         head: Any = self.head
         prompts = [head.prompt(record, self.tokenizer, self.max_length) for record in records]
         with evaluation_mode(self.unit):
-            written = dict(pair for batch in self._writer().write(prompts) for pair in batch)
+            written = dict(pair for batch in self._writer(generation).write(prompts) for pair in batch)
         return [head.decode([written[i]], record, i) for i, record in enumerate(records)]
 
     def generate(
-        self, prompts: Sequence[str], *, on_text: Callable[[str], None] | None = None, **generation: Any
+        self, prompts: Sequence[str], *, on_text: Callable[[int, str], None] | None = None, **generation: Any
     ) -> list[str]:
         """Continue prompts, or with two stacks answer them. The prompt of a decoder is not repeated.
 
         Args:
             prompts: texts, as the model reads them: a head's template or prefix is not added.
-            on_text: called with each piece of text as it is written; prompts are then answered one by one.
+            on_text: called with the place of a prompt and each piece of its text as it is written; prompts are then
+                answered one by one.
             generation: options of :class:`tunecore.generation.GenerationOptions`; others go to transformers'
                 ``generate``. ``max_new_tokens`` is 50 unless it is given.
 
@@ -268,8 +276,11 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     facts: Mapping[str, Any] = {}
     if config.head is not None:
         name, options = name_and_options(config.head, "head")
-        head = plugins.registry.create("head", name, options)
         kept = entry.get("head", {})
+        if kept.get("name") == name:  # what is not said anew is as it was trained
+            options = {**kept.get("options", {}), **options}
+            config = replace(config, head={name: options})
+        head = plugins.registry.create("head", name, options)
         known = kept.get("facts") if kept.get("name") == name else facts_of_transformers(saved, name)
         if options.get("labels"):
             known = {"labels": list(options["labels"])}

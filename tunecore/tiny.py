@@ -34,12 +34,17 @@ def tiny_documents() -> list[str]:
 
 
 def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
-    """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers."""
+    """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers;
+    target, prompt and completion.
+    """
     texts = tiny_documents()
     fields: list[dict[str, Any]] = [
-        {"text": texts[i][: 20 + 10 * i], "text_pair": texts[-1 - i][:40], "label": labels[i % len(labels)]}
+        {
+            "text": texts[i][: 20 + 10 * i], "text_pair": texts[-1 - i][:40], "label": labels[i % len(labels)],
+            "target": texts[-1 - i][:30], "prompt": texts[i][:20], "completion": texts[-1 - i][:30],
+        }
         for i in range(8)
-    ]
+    ]  # fmt: skip
     for i, row in enumerate(fields):
         row |= _tagged(texts[i][: 40 + 20 * i]) | _asked(texts[i], i)
     return [Record(row, "tiny.jsonl", number) for number, row in enumerate(fields, start=1)]

@@ -88,3 +88,42 @@ def test_a_loss_that_is_not_finite_stays_so():
         unit.model.decoder.bias.fill_(math.nan)
     results = evaluate(unit, batches())
     assert math.isnan(results["loss/words_lm"]) and math.isnan(results["loss"])
+
+
+class FakeAnswers:
+    """Two batches of answers, of a head that measures how many rows were written."""
+
+    def __init__(self, unit, stop=None):
+        self.unit, self.stop, self.written = unit, stop, 0
+        self.metrics = self
+
+    def __iter__(self):
+        for count in (3, 2):
+            assert not self.unit.training and not torch.is_grad_enabled()
+            self.written += count
+            if self.stop is not None:
+                self.stop.request()
+            yield count
+
+    def state(self):
+        return self.written
+
+    def merge(self, others):
+        assert others == []
+
+    def compute(self):
+        return {"written": self.written}
+
+
+def test_a_head_that_generates_is_measured_by_its_answers_beside_the_losses():
+    unit = fake.make_unit()
+    found = evaluate(unit, batches(), answers=FakeAnswers(unit))
+    assert found == {**evaluate(unit, batches()), "written": 5}
+
+
+def test_a_stop_is_noticed_between_batches_of_answers():
+    unit, stop = fake.make_unit(), StopSignal()
+    written = FakeAnswers(unit, stop)
+    with pytest.raises(EvaluationStopped):
+        evaluate(unit, batches(), stop=stop, answers=written)
+    assert written.written == 3

@@ -156,7 +156,7 @@ class CausalGeneration(GeneratingHead):
             )
         ids = _plain_ids(tokenizer, self._text(record))
         if len(ids) > room:
-            self._cut[f"prompts longer than {room + len(opening)} tokens lost their beginning"] += 1
+            self._cut[f"prompts cut to their last {room + len(opening)} tokens"] += 1
             ids = ids[-room:]
         return np.concatenate([opening, ids])
 
@@ -169,7 +169,7 @@ class CausalGeneration(GeneratingHead):
                 )
             ids = np.append(ids, int(tokenizer.eos_token_id))
         if len(ids) > room:
-            self._cut["completions that did not fit behind their prompt were cut"] += 1
+            self._cut["completions cut to what their prompt leaves of data.max_length"] += 1
         return ids[:room]
 
     def _text(self, record: Record) -> str:

@@ -122,7 +122,7 @@ class GeneratingHead:
 
     def row_notes(self) -> str | None:
         """How many texts were cut since it was last asked."""
-        notes = [f"{count} {what}" for what, count in self._cut.items()]
+        notes = [f"{what}: {count}" for what, count in self._cut.items()]
         self._cut.clear()
         return "; ".join(notes) or None
 
@@ -130,7 +130,7 @@ class GeneratingHead:
         """A text with the tokenizer's special tokens: int64 [L], cut at its end to ``length``, and counted."""
         ids = tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > length:
-            self._cut[f"{what} longer than {length} tokens were cut"] += 1
+            self._cut[f"{what} cut to {length} tokens"] += 1
             ids = tokenizer(text, truncation=True, max_length=length)["input_ids"]
         return np.asarray(ids, dtype=np.int64)
 

@@ -9,6 +9,7 @@ Shape letters: B prompts in a batch, L tokens of the longest prompt, V vocabular
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,14 +80,15 @@ class Writer:
 
     def write(
         self, prompts: Sequence[IntArray], row_ids: Sequence[int] | None = None, *,
-        on_text: Callable[[str], None] | None = None,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> Iterator[list[tuple[int, Generated]]]:
         """Answer prompts, long ones first, a batch at a time; yield (place in ``prompts``, answer).
 
         Args:
             prompts: int64 [L] each; an empty one begins with the token that begins a text.
             row_ids: what the draws depend on beside the seed; None takes the places.
-            on_text: called with each piece of text as it is written; prompts are then answered one by one.
+            on_text: called with the place of a prompt and each piece of its text as it is written; prompts are then
+                answered one by one, in their order.
 
         Raises:
             DataError: a prompt and its answer are longer than the model's positions.
@@ -94,7 +96,8 @@ class Writer:
         ids = [self._checked(place, prompt) for place, prompt in enumerate(prompts)]
         rows = range(len(ids)) if row_ids is None else row_ids
         for places in self._batches([len(prompt) for prompt in ids], one_by_one=on_text is not None):
-            written = self._batch([ids[i] for i in places], [rows[i] for i in places], on_text)
+            hand_on = None if on_text is None else partial(on_text, places[0])
+            written = self._batch([ids[i] for i in places], [rows[i] for i in places], hand_on)
             yield list(zip(places, written, strict=True))
 
     def _checked(self, place: int, prompt: IntArray) -> IntArray:
