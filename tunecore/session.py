@@ -7,6 +7,7 @@ found again by itself.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,11 +35,13 @@ from tunecore.run_folder import resolve_model
 from tunecore.tracking.progress import counted
 from tunecore.training.distributed import Ranks
 from tunecore.training.evaluate import evaluate, evaluation_mode
-from tunecore.training.generation import Answers, Writer, generates
+from tunecore.training.generation import Answers, Writer, generates, prompts_of
 from tunecore.training.state import load_task_modules, save_task_modules
 from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import Family, Head, Metrics, Objective, Prediction, Record
+
+logger = logging.getLogger("tunecore")
 
 CONFIG_KEY = "tunecore"
 """Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
@@ -91,16 +94,17 @@ class Session:
             all_rows: answer all, whatever the head's ``generate_rows``.
         """
         head: Any = self.head
-        if not generates(head) or head.generate_rows == 0 or not isinstance(rows, TaskRows):
+        most = getattr(head, "generate_rows", None)
+        if not generates(head) or most == 0 or not isinstance(rows, TaskRows):
             return None
         watch = partial(counted, what="generating") if config.tracking.progress else None
-        most = None if all_rows else head.generate_rows
+        most = None if all_rows else most
         return Answers(self._writer(), head, rows, self.max_length, max_rows=most, ranks=ranks, watch=watch)
 
     def _writer(self, generation: Mapping[str, Any] | None = None) -> Writer:
         """What writes as the head says, or as ``generation`` says otherwise."""
         head: Any = self.head
-        options, extra = split_options(generation or {}, head.generation)
+        options, extra = split_options(generation or {}, getattr(head, "generation", None))
         return Writer(
             self.model, self.family, self.tokenizer, self.max_length, options, extra=extra,
             bidirectional_prompt=bool(getattr(head, "bidirectional_prompt", False)),
@@ -136,7 +140,9 @@ class Session:
     def _written(self, records: Sequence[Record], generation: Mapping[str, Any]) -> list[Prediction]:
         """What a head that generates answers to each row."""
         head: Any = self.head
-        prompts = [head.prompt(record, self.tokenizer, self.max_length) for record in records]
+        prompts, notes = prompts_of(head, records, self.tokenizer, self.max_length)
+        if notes is not None:
+            logger.warning("%s: %s", head.name, notes)
         with evaluation_mode(self.unit):
             written = dict(pair for batch in self._writer(generation).write(prompts) for pair in batch)
         return [head.decode([written[i]], record, i) for i, record in enumerate(records)]

@@ -285,8 +285,8 @@ class Head(Protocol):
     ``predict`` is not called. It also has ``prompt(record, tokenizer, max_length) -> IntArray``, the ids int64 [L] that
     the model reads first (the encoder's row, or the beginning of the decoder's); ``generation``, its
     :class:`tunecore.generation.GenerationOptions`; ``generate_rows: int | None``, for how many rows, evenly spread, an
-    evaluation in training generates (None: all, 0: none ever). ``bidirectional_prompt = True`` lets the tokens of a
-    prompt see each other.
+    evaluation in training generates (None: all; 0: no evaluation does). ``bidirectional_prompt = True`` lets the
+    tokens of a prompt see each other.
     """
 
     name: str

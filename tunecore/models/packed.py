@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -39,8 +38,16 @@ BUCKETS = "_tunecore_buckets"
 """Attribute of an attention module with relative positions: int32 [2R + 1], the bucket of each distance -R to R."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "cache")
-_PROMPT_SEEN_WHOLE: ContextVar[bool] = ContextVar("prompt_seen_whole", default=False)
 _FLASH_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+class _State:
+    """What :func:`prompt_seen_whole` sets. A plain attribute: compiled graphs can read it."""
+
+    prompt_seen_whole = False
+
+
+_state = _State()
 
 
 class _Spans(NamedTuple):
@@ -124,7 +131,7 @@ def mask_function(
     There the mask could be that of a packed batch, which would be [T, T]; what it would have held for a row that is
     not packed, :func:`attention_forward` makes up for. Masks with functions of their own (``use_vmap``) are kept.
     """
-    if q_length > 1 and _PROMPT_SEEN_WHOLE.get():
+    if q_length > 1 and _state.prompt_seen_whole:
         device = kwargs.get("device", "cpu")
         keys_BS = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
         if attention_mask is not None:
@@ -144,11 +151,11 @@ def prompt_seen_whole(active: bool = True) -> Iterator[None]:
     """Where ``active``, several tokens that a causal model reads at once (a prompt, before it generates) see each
     other; what is read one by one afterwards sees what stands before it. That is a packed batch's ``prefix_lens``.
     """
-    token = _PROMPT_SEEN_WHOLE.set(active)
+    before, _state.prompt_seen_whole = _state.prompt_seen_whole, active
     try:
         yield
     finally:
-        _PROMPT_SEEN_WHOLE.reset(token)
+        _state.prompt_seen_whole = before
 
 
 def assign_sites(model: nn.Module) -> int:

@@ -31,7 +31,7 @@ from tunecore.errors import ConfigError, DataError
 from tunecore.generation import GenerationOptions
 from tunecore.models.packed import prompt_seen_whole
 from tunecore.training.distributed import Ranks
-from tunecore.types import Family, Generated, IntArray, RowMetrics
+from tunecore.types import Family, Generated, IntArray, Record, RowMetrics
 
 if TYPE_CHECKING:
     from tunecore.data.rows import TaskRows
@@ -222,9 +222,8 @@ class Answers:
         return written if self._watch is None else self._watch(written, len(self.row_ids))
 
     def _write(self) -> Iterator[int]:
-        prompts = [
-            self.head.prompt(self.rows.records[row], self.writer.tokenizer, self.max_length) for row in self.row_ids
-        ]
+        records = [self.rows.records[row] for row in self.row_ids]
+        prompts, _ = prompts_of(self.head, records, self.writer.tokenizer, self.max_length)
         for batch in self.writer.write(prompts, self.row_ids):
             for place, answer in batch:
                 row = self.row_ids[place]
@@ -235,6 +234,14 @@ class Answers:
 def generates(head: Any) -> bool:
     """Whether a head answers by text."""
     return bool(getattr(head, "generate", False))
+
+
+def prompts_of(
+    head: Any, records: Sequence[Record], tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> tuple[list[IntArray], str | None]:
+    """The prompts of rows, and what the head has to say of them (texts that were cut)."""
+    prompts = [head.prompt(record, tokenizer, max_length) for record in records]
+    return prompts, head.row_notes() if hasattr(head, "row_notes") else None
 
 
 def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
