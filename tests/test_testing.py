@@ -15,6 +15,7 @@ from tunecore import hookimpl
 from tunecore.config import PluginsConfig
 from tunecore.conformance import check_component
 from tunecore.errors import ConfigError, PluginError, TrainingError
+from tunecore.heads.seq2seq import Seq2Seq, Seq2SeqOptions
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
 from tunecore.plugins import load_plugins
@@ -280,3 +281,35 @@ def test_a_plugin_that_does_not_load_is_a_plugin_error():
     misspelt = SimpleNamespace(tunecore_register_objectivs=hookimpl(lambda register: None))
     with pytest.raises(PluginError, match="tunecore_register_objectives"):
         assert_plugin_conforms(misspelt)
+
+
+def writer(**members):
+    """A head of a plugin that answers by text."""
+    members = {"registered": "theirs", "name": "theirs", "losses": ("theirs",), "examples": renamed, **members}
+    return plugin_of("heads", type("Broken", (Seq2Seq,), members), Seq2SeqOptions)
+
+
+def renamed(self, record, row_id, tokenizer, max_length, *, labelled):
+    """The built-in head's examples, their targets under the plugin's own name."""
+    (example,) = Seq2Seq.examples(self, record, row_id, tokenizer, max_length, labelled=labelled)
+    targets = {"theirs": example.targets["seq2seq"]} if example.targets else {}
+    return [dataclasses.replace(example, targets=targets)]
+
+
+def test_the_head_that_writes_and_is_broken_below_is_sound():
+    assert_plugin_conforms(writer())
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"prompt": lambda self, record, tokenizer, max_length: [1, 2]}, "prompt\\(\\) must give int64"),
+        ({"prompt": lambda self, record, tokenizer, max_length: np.arange(40)}, "prompt\\(\\) must give int64"),
+        ({"decode": lambda self, raw, record, row_id: raw[0].text}, "decode\\(\\) must return"),
+    ],
+)
+def test_a_broken_head_that_writes_is_named_with_what_it_broke(members, message):
+    # The examples are made from a prompt, too: only what is asked of the head itself is broken.
+    sound = {"examples": lambda self, *a, **k: renamed(type("Sound", (Seq2Seq,), {})(self.options), *a, **k)}
+    with pytest.raises(AssertionError, match=message):
+        assert_plugin_conforms(writer(**sound, **members))

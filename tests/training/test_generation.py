@@ -192,6 +192,17 @@ def test_what_does_not_fit_the_positions_is_named():
         list(Writer(bart, FAMILIES["bart"], make_tokenizer("bart"), 40, GenerationOptions()).write([np.arange(2)]))
 
 
+@pytest.mark.parametrize("name", ["bart", "gpt2"])
+def test_positions_are_used_up_to_the_last(name):
+    tokenizer, family = make_tokenizer(name), FAMILIES[name]
+    model = make_model([TASK[name]], tokenizer, name)
+    assert family.max_length(model) == 32
+    prompt = np.full(32 if name == "bart" else 2, 7)
+    options = GenerationOptions(max_new_tokens=32 if name == "bart" else 31, min_new_tokens=31)
+    (((_, answer),),) = Writer(model, family, tokenizer, 32, options).write([prompt])
+    assert len(answer.ids) >= 31
+
+
 def test_lengths_left_open_follow_max_length():
     for name, expected in (("t5", 20), ("gpt2", 10)):
         tokenizer = make_tokenizer(name)

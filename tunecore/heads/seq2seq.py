@@ -135,7 +135,7 @@ class Seq2Seq(GeneratingHead):
                 hint="Use the tokenizer that the model was trained with.",
             )
         wanted = self.generation.max_new_tokens
-        if wanted is not None and wanted >= family.max_length(model):
+        if wanted is not None and wanted > family.max_length(model):
             raise ConfigError(
                 f"{NAME}.max_new_tokens is {wanted}, but the decoder's positions end at {family.max_length(model)}",
                 hint="Lower max_new_tokens.",

@@ -105,7 +105,8 @@ class Writer:
             first = [i for i in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) if i is not None]
             prompt = np.asarray(first[:1] or [self.pad_id], dtype=np.int64)
         positions = self.family.max_length(self.model)
-        needed = max(len(prompt), self.max_new_tokens + 1) if self.answers else len(prompt) + self.max_new_tokens
+        # The last new token is written, but never read.
+        needed = max(len(prompt), self.max_new_tokens) if self.answers else len(prompt) + self.max_new_tokens - 1
         if needed > positions:
             raise DataError(
                 f"prompt {place} has {len(prompt)} tokens and max_new_tokens is {self.max_new_tokens}, but the model's "
