@@ -57,7 +57,7 @@ pairs_of = st.integers(2, 5).flatmap(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(pairs_of)
 def test_every_figure_equals_its_definition(case):
     classes, pairs = case
@@ -76,7 +76,7 @@ def test_every_figure_equals_its_definition(case):
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found")
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pairs_of)
 def test_scikit_learn_agrees(case):
     sk = pytest.importorskip("sklearn.metrics")
@@ -89,7 +89,7 @@ def test_scikit_learn_agrees(case):
     assert got["f1_micro"] == pytest.approx(sk.f1_score(true, predicted, average="micro", zero_division=0))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(pairs_of, st.integers(1, 4))
 def test_ranks_and_batches_add_up(case, parts):
     classes, pairs = case

@@ -65,7 +65,7 @@ def test_exact_match_counts_rows_that_are_one_of_the_references():
     assert found["samples"][0] == {"text": "a", "reference": "b"}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(TEXTS), min_size=2, max_size=8), st.randoms(use_true_random=False))
 def test_ranks_together_measure_what_one_measures(texts, chance):
     pairs = [(text, chance.choice(WANTED)) for text in texts]

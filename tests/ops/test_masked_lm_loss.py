@@ -83,7 +83,7 @@ def test_correct_counts_the_first_of_the_largest(core):
     assert int(masked_lm_loss(hidden, weight, None, torch.tensor([1, 1, 1])).num_correct) == 0
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     n=st.integers(0, 40), e=st.integers(1, 9), v=st.integers(1, 70), ignored=st.integers(0, 4), seed=st.integers(0, 99),
     smoothing=st.floats(0, 1), z_loss=st.floats(0, 0.1), bias=st.booleans(),

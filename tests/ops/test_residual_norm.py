@@ -83,7 +83,7 @@ def test_it_drops_what_the_op_dropout_drops():
 
 
 @native
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(0, 70), width=st.integers(1, 200), residual=st.booleans(), bias=st.booleans(), late=st.booleans()
 )
