@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import enable_gradient_checkpointing
-from tunecore.training.unit import sequence_means
+from tunecore.ops.sequence_vectors import sequence_means
 
 MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 PACKED_TYPES = [name for name in MODEL_TYPES if not getattr(FAMILIES[name], "padded", False)]

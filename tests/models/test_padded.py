@@ -16,8 +16,9 @@ from tunecore.models.families.bert import BertFamily
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.families.roberta import RobertaFamily
 from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
+from tunecore.ops.sequence_vectors import sequence_means
 from tunecore.testing import make_corpus, make_model, make_tokenizer, tiny_records
-from tunecore.training.unit import ForwardPass, Task, TrainUnit, sequence_means
+from tunecore.training.unit import ForwardPass, Task, TrainUnit
 from tunecore.types import Progress
 
 START = Progress(0, 1, 0.0, 1.0)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.data.text_pairs import SECOND_STARTS, split_texts
 from tunecore.errors import ConfigError
+from tunecore.ops.sequence_vectors import info_nce, sequence_means
 from tunecore.types import CorpusView, Example, Family, Forward, LossSum, Progress, Stream, Targets
 
 NAME = "contrastive"
@@ -107,32 +107,20 @@ class Contrastive:
         targets = batch.targets.get(NAME)
         if targets is None:
             return {NAME: LossSum(forward.hidden()[:0].float().sum(), 0)}
-        vectors_BE = F.normalize(self._vectors(forward, module).float(), dim=-1)
+        vectors_BE = self._vectors(forward, module)
         place = {row: number for number, row in enumerate(batch.row_ids)}
         device = vectors_BE.device
-        counterparts_N = torch.tensor([place[row] for row in targets.labels.tolist()], device=device)
+        others_N = torch.tensor([place[row] for row in targets.labels.tolist()], device=device)
         group_B = torch.tensor(batch.groups, device=device)
-        same_NN = group_B[targets.index][:, None] == group_B[counterparts_N][None, :]
-        scores_NN = vectors_BE[targets.index] @ vectors_BE[counterparts_N].T / self.options.temperature
-        scores_NN = scores_NN.masked_fill(~same_NN, float("-inf"))
-        labels_N = torch.arange(len(counterparts_N), device=device)
-        correct = (scores_NN.detach().argmax(-1) == labels_N).sum()
-        total = F.cross_entropy(scores_NN, labels_N, reduction="sum")
-        return {NAME: LossSum(total, len(counterparts_N), correct)}
+        told = info_nce(
+            vectors_BE[targets.index], vectors_BE[others_N], torch.arange(len(others_N), device=device),
+            group_B[targets.index], group_B[others_N], self.options.temperature,
+        )  # fmt: skip
+        return {NAME: LossSum(told.total, len(others_N), told.num_correct)}
 
     def _vectors(self, forward: Forward, module: nn.Module | None) -> Tensor:
         """One vector a sequence: [B, E]."""
         if module is not None:
             return torch.tanh(module(forward.sequence_rows()))
-        return _means(forward)
-
-
-def _means(forward: Forward) -> Tensor:
-    """The mean over each sequence's tokens, the filler left out: [B, E], fp32."""
-    batch = forward.batch
-    ends = batch.layout.cu_seqlens.long()
-    lengths_B = (ends[1:] - ends[:-1])[: batch.num_sequences]
-    owner_T = torch.repeat_interleave(lengths_B)
-    hidden_TE = forward.hidden()[: owner_T.shape[0]].float()
-    sums_BE = hidden_TE.new_zeros(batch.num_sequences, hidden_TE.shape[1]).index_add(0, owner_T, hidden_TE)
-    return sums_BE / lengths_B[:, None]
+        batch = forward.batch
+        return sequence_means(forward.hidden(), batch.layout.cu_seqlens[: batch.num_sequences + 1].long())

@@ -20,6 +20,7 @@ from tunecore.models import last_layer
 from tunecore.models.fused import swap_modules
 from tunecore.models.packed import assign_sites
 from tunecore.models.padded import backbone_hidden
+from tunecore.ops.sequence_vectors import sequence_means
 from tunecore.types import Family, Head, LossSum, Objective, PackedBatch, Stream
 
 ENCODER_VIEW = "encoder"
@@ -84,18 +85,9 @@ class ForwardPass:
         ends = cu_seqlens[: count + 1].long()
         pooling = getattr(self.family, "sequence_pooling", lambda model: self.family.sequence_row)(self.model)
         if pooling == "mean":
-            return sequence_means(self.hidden(), ends)
+            return sequence_means(self.hidden(), ends).to(self.hidden().dtype)
         rows = ends[:-1] if pooling == "first" else ends[1:] - 1
         return self.hidden().index_select(0, rows)
-
-
-def sequence_means(hidden_TE: Tensor, ends: Tensor) -> Tensor:
-    """The mean of each sequence's rows, summed in float32 at least: [T, E], int64 [B + 1] -> [B, E]."""
-    lengths_B = ends.diff()
-    sequence_T = torch.repeat_interleave(torch.arange(len(lengths_B), device=ends.device), lengths_B)
-    rows_TE = hidden_TE[: sequence_T.shape[0]].to(torch.promote_types(hidden_TE.dtype, torch.float32))
-    sums_BE = rows_TE.new_zeros(len(lengths_B), hidden_TE.shape[1]).index_add(0, sequence_T, rows_TE)
-    return (sums_BE / lengths_B[:, None]).to(hidden_TE.dtype)
 
 
 class TrainUnit(nn.Module):
@@ -232,6 +224,8 @@ def check_stacks(name: str, component: Objective | Head, family: Family) -> None
             f"{name} needs a model of one stack; {family.model_type} is an encoder-decoder",
             hint=f"Use its own objective, {getattr(family, 'default_objective', 'of the view seq2seq')}.",
         )
+
+
 def _view(task: Task) -> str:
     return str(getattr(task.component, "view", ""))  # a head goes with any
 

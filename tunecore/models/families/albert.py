@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, head_classes, is_class, special_ids
+from tunecore.models.families.base import TransformersFamily, head_classes, special_ids
 
 
 class AlbertFamily(TransformersFamily):
@@ -39,13 +39,6 @@ class AlbertFamily(TransformersFamily):
         if head is None:
             return super().token_head(model, rows_NE)
         return head.LayerNorm(head.activation(head.dense(rows_NE))), head.decoder.weight, head.decoder.bias
-
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """Pooler, dropout, classifier."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(model.dropout(self.pooled(model, rows_BE)))
-        return logits
 
     def sentence_order(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
         """Pooler, dropout and ``sop_classifier``: logits [B, 2], column 0 "in order"; None for a class without."""

@@ -25,7 +25,8 @@ class TransformersFamily:
 
     ``classes`` maps the name of a transformers class to the tasks it has a place for, ``backbone_class`` names the
     class without any. ``embedding_parts`` and ``top_parts`` are names within the backbone: what lies below the first
-    block, and what belongs to the last block; ``blocks_path`` is the list of blocks.
+    block, and what belongs to the last block; ``blocks_path`` is the list of blocks. ``classifier_reads_first``
+    where the classifier of sequences is a module that takes the first token of [B, L, E] by itself.
     """
 
     model_type: str = ""
@@ -40,6 +41,7 @@ class TransformersFamily:
     blocks_path: ClassVar[str] = "encoder.layer"
     embedding_parts: ClassVar[tuple[str, ...]] = ("embeddings",)
     top_parts: ClassVar[tuple[str, ...]] = ()
+    classifier_reads_first: ClassVar[bool] = False
 
     @property
     def default_objective(self) -> str:
@@ -82,7 +84,17 @@ class TransformersFamily:
         Raises:
             ConfigError: the class of ``model`` has no sequence classification head.
         """
-        raise _no_head(model, "sequence classification head")
+        if not is_class(model, "ForSequenceClassification"):
+            raise _no_head(model, "sequence classification head")
+        if self.classifier_reads_first:
+            logits_BC: Tensor = model.classifier(rows_BE.unsqueeze(1))
+            return logits_BC
+        return self.classified(model, rows_BE)
+
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """Pooler, dropout and the linear layer of a class with ``classifier``: rows [B, E] -> logits [B, C]."""
+        logits_BC: Tensor = model.classifier(model.dropout(self.pooled(model, rows_BE)))
+        return logits_BC
 
     def token_classifier(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
         """Dropout and the class's linear layer over rows [N, E] -> logits [N, C]; None where the class has none."""
@@ -98,10 +110,7 @@ class TransformersFamily:
 
     def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
         """How well each choice fits: rows [B, E] -> logits [B, 1], pooler included; None for a class without it."""
-        if not is_class(model, "ForMultipleChoice"):
-            return None
-        logits_B1: Tensor = model.classifier(model.dropout(self.pooled(model, rows_BE)))
-        return logits_B1
+        return self.classified(model, rows_BE) if is_class(model, "ForMultipleChoice") else None
 
     def sequence_relationship(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
         """The next-sentence head over rows [B, E] -> logits [B, 2]; None where the class has none."""

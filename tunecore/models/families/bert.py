@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, head_classes, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes
 
 
 class BertFamily(TransformersFamily):
@@ -31,13 +31,6 @@ class BertFamily(TransformersFamily):
             return super().token_head(model, rows_NE)
         decoder = predictions.decoder
         return predictions.transform(rows_NE), decoder.weight, decoder.bias
-
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """Pooler, dropout, classifier."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(model.dropout(self.pooled(model, rows_BE)))
-        return logits
 
     def sequence_relationship(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
         """Pooler and ``cls.seq_relationship``; column 0 is "is next"."""

@@ -38,19 +38,10 @@ class DebertaFamily(TransformersFamily):
         hidden_NE = head.LayerNorm(head.transform_act_fn(head.dense(rows_NE)))
         return hidden_NE, model.get_input_embeddings().weight, head.bias
 
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
         """The class's own pooler, which reads the first token of [B, 1, E]; dropout, classifier."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(model.dropout(model.pooler(rows_BE.unsqueeze(1))))
-        return logits
-
-    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
-        """As ``sequence_head``; v2 and v3 have such a class."""
-        if not is_class(model, "ForMultipleChoice"):
-            return None
-        logits_B1: Tensor = model.classifier(model.dropout(model.pooler(rows_BE.unsqueeze(1))))
-        return logits_B1
+        logits_BC: Tensor = model.classifier(model.dropout(model.pooler(rows_BE.unsqueeze(1))))
+        return logits_BC
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None

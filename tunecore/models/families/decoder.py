@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, is_class
+from tunecore.models.families.base import TransformersFamily
 
 
 class DecoderFamily(TransformersFamily):
@@ -23,9 +23,7 @@ class DecoderFamily(TransformersFamily):
             return super().token_head(model, rows_NE)
         return rows_NE, head.weight, None
 
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
         """One linear layer without a bias."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.score(rows_BE)
-        return logits
+        logits_BC: Tensor = model.score(rows_BE)
+        return logits_BC

@@ -30,23 +30,14 @@ class DistilBertFamily(TransformersFamily):
         hidden_NE = model.vocab_layer_norm(model.activation(model.vocab_transform(rows_NE)))
         return hidden_NE, projector.weight, projector.bias
 
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """Dense, relu, dropout, classifier."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        return self._classified(model, rows_BE)
-
     def span_head(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
         """Dropout and the linear layer."""
         return model.qa_outputs(model.dropout(rows_NE)) if is_class(model, "ForQuestionAnswering") else None
 
-    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
-        """Dense, relu, dropout, classifier, as ``sequence_head``."""
-        return self._classified(model, rows_BE) if is_class(model, "ForMultipleChoice") else None
-
-    def _classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        logits: Tensor = model.classifier(model.dropout(nn.functional.relu(model.pre_classifier(rows_BE))))
-        return logits
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """Dense, relu, dropout, classifier."""
+        logits_BC: Tensor = model.classifier(model.dropout(nn.functional.relu(model.pre_classifier(rows_BE))))
+        return logits_BC
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tunecore.models.families.base import TransformersFamily, head_classes, is_class
+from tunecore.models.families.base import TransformersFamily, head_classes
 
 
 class ElectraFamily(TransformersFamily):
@@ -23,6 +23,7 @@ class ElectraFamily(TransformersFamily):
         **head_classes("Electra"),
     }
     embedding_parts = ("embeddings", "embeddings_project")
+    classifier_reads_first = True
 
     def token_head(self, model: PreTrainedModel, rows_NE: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The generator's head: rows are brought to the width of the embeddings, which the output matrix shares."""
@@ -31,17 +32,8 @@ class ElectraFamily(TransformersFamily):
             return super().token_head(model, rows_NE)
         return model.generator_predictions(rows_NE), head.weight, head.bias
 
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """The class's own head, which reads the first token of [B, 1, E]."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(rows_BE.unsqueeze(1))
-        return logits
-
-    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
-        """Summary (dense, activation, dropout) and classifier."""
-        if not is_class(model, "ForMultipleChoice"):
-            return None
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """Summary (dense, activation, dropout) and classifier, as the class for choices has them."""
         logits_B1: Tensor = model.classifier(model.sequence_summary(rows_BE.unsqueeze(1)))
         return logits_B1
 

@@ -40,23 +40,18 @@ class ModernBertFamily(TransformersFamily):
             return super().token_head(model, rows_NE)
         return model.head(rows_NE), model.decoder.weight, model.decoder.bias
 
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """The prediction head's layers, dropout, classifier."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        return _classified(model, rows_BE)
+    def classified(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
+        """The prediction head's layers, dropout, classifier; every class with a head has them."""
+        logits_BC: Tensor = model.classifier(model.drop(model.head(rows_BE)))
+        return logits_BC
 
     def token_classifier(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
-        """The prediction head's layers, dropout, classifier."""
-        return _classified(model, rows_NE) if is_class(model, "ForTokenClassification") else None
+        """The same layers."""
+        return self.classified(model, rows_NE) if is_class(model, "ForTokenClassification") else None
 
     def span_head(self, model: PreTrainedModel, rows_NE: Tensor) -> Tensor | None:
         """The same layers, with two columns."""
-        return _classified(model, rows_NE) if is_class(model, "ForQuestionAnswering") else None
-
-    def choice_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor | None:
-        """The same layers, with one column."""
-        return _classified(model, rows_BE) if is_class(model, "ForMultipleChoice") else None
+        return self.classified(model, rows_NE) if is_class(model, "ForQuestionAnswering") else None
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
@@ -68,8 +63,3 @@ class ModernBertFamily(TransformersFamily):
         # transformers' defaults are ids of the published vocabulary.
         ids: dict[str, Any] = dict.fromkeys(f"{name}_token_id" for name in _SPECIAL)
         return fields | ids | special_ids(tokenizer, *_SPECIAL) | {"intermediate_size": 3 * width // 2}
-
-
-def _classified(model: PreTrainedModel, rows_NE: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.drop(model.head(rows_NE)))
-    return logits

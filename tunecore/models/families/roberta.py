@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError
-from tunecore.models.families.base import TransformersFamily, head_classes, is_class, special_ids
+from tunecore.models.families.base import TransformersFamily, head_classes, special_ids
 
 
 class RobertaFamily(TransformersFamily):
@@ -22,6 +22,7 @@ class RobertaFamily(TransformersFamily):
         "RobertaForMaskedLM": frozenset({"masked_lm"}),
         **head_classes("Roberta"),
     }
+    classifier_reads_first = True
 
     def position_offset(self, model: PreTrainedModel) -> int:
         """One past the padding row of the position table."""
@@ -37,13 +38,6 @@ class RobertaFamily(TransformersFamily):
             return super().token_head(model, rows_NE)
         hidden_NE = head.layer_norm(nn.functional.gelu(head.dense(rows_NE)))
         return hidden_NE, head.decoder.weight, head.decoder.bias
-
-    def sequence_head(self, model: PreTrainedModel, rows_BE: Tensor) -> Tensor:
-        """The class's own head, which reads the first token of [B, 1, E]."""
-        if not is_class(model, "ForSequenceClassification"):
-            return super().sequence_head(model, rows_BE)
-        logits: Tensor = model.classifier(rows_BE.unsqueeze(1))
-        return logits
 
     def config_fields(
         self, *, layers: int, width: int, heads: int, vocab_size: int, max_length: int, tokenizer: Any | None
