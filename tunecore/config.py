@@ -103,7 +103,7 @@ class DataConfig:
     on_bad_row: Literal["skip", "raise"] = "skip"
     """What a row that cannot be used does: counted and named, or fatal."""
     sources: Mapping[str, Options] = field(default_factory=dict)
-    """Options of readers by name, {conll: {encoding: latin-1}}."""
+    """Options of readers by name: {csv: {columns: [first, second, score]}} for tables without a header."""
     cache_dir: str | None = None
     """Where tokenised corpora are kept; None is the output folder's ``cache``."""
     num_workers: int = 0

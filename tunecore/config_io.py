@@ -16,15 +16,14 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import pydantic
 import yaml
 
 from tunecore.config import RunConfig
 from tunecore.errors import ConfigError
-from tunecore.registry import Entry, Kind, Registry, name_and_options, parse_options
+from tunecore.registry import Entry, Kind, Registry, name_and_options, parse_options, takes_a_list
 
 RESUMABLE_KEYS = frozenset({
     "output_dir", "training.steps", "training.epochs", "training.threads", "data.num_workers", "evaluation.every",
@@ -212,14 +211,9 @@ def _lists(node: Any, cls: type) -> Any:
         if dataclasses.is_dataclass(hint):
             if key in result:
                 result[key] = {} if value is None else _lists(value, typing.cast(type, hint))
-        elif isinstance(value, str | dict) and _is_list(hint):
+        elif isinstance(value, str | dict) and takes_a_list(hint):
             result[key] = [value]
     return result
-
-
-def _is_list(hint: Any) -> bool:
-    alternatives = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is typing.Union else (hint,)
-    return any(get_origin(h) is tuple for h in alternatives)
 
 
 @cache

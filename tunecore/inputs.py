@@ -58,14 +58,14 @@ def is_paths(data: Data) -> bool:
     if isinstance(first, os.PathLike):
         return True
     # A text is hardly ever the name of an existing file; over-long names make the system call fail.
-    return isinstance(first, str) and len(first) < 1024 and "\n" not in first and bool(_matches(first))
+    return isinstance(first, str) and len(first) < 1024 and "\n" not in first and _names_files(first)
 
 
-def _matches(pattern: str) -> list[str]:
+def _names_files(pattern: str) -> bool:
     try:
-        return expand_paths([pattern])
+        return os.path.exists(pattern) or bool(expand_paths([pattern]))
     except (DataError, OSError, ValueError):
-        return []
+        return False
 
 
 def as_paths(data: Data, spool: Path, name: str) -> tuple[str, ...]:

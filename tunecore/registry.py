@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from tunecore.errors import ConfigError, PluginError, unknown_name
 
@@ -99,20 +100,33 @@ class Registry:
 
 
 def parse_options(entry: Entry, options: Mapping[str, Any]) -> Any:
-    """Build the Options dataclass of ``entry``; lists become tuples, ints become floats where those are asked for."""
+    """Build the Options dataclass of ``entry``; lists become tuples, and one item stands for a list of one."""
     fields = {f.name: f for f in dataclasses.fields(entry.options)}
     for key in options:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"It takes: {', '.join(fields) or 'no options'}."
             raise ConfigError(f"{entry.kind} {entry.name!r} has no option {key!r}. {hint}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    hints = get_type_hints(entry.options) if any(isinstance(value, str) for value in values.values()) else {}
+    values = {key: (value,) if _is_one_item(value, hints.get(key)) else value for key, value in values.items()}
     try:
         return entry.options(**values)
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{entry.kind} {entry.name!r}: {error}") from error
+
+
+def takes_a_list(hint: Any) -> bool:
+    """Whether an option of this type is a list whatever is given: no text is taken as it is."""
+    alternatives = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    kinds = {get_origin(alternative) or alternative for alternative in alternatives}
+    return tuple in kinds and not {str, Literal} & kinds
+
+
+def _is_one_item(value: Any, hint: Any) -> bool:
+    return isinstance(value, str) and takes_a_list(hint)
 
 
 def name_and_options(value: str | Mapping[str, Any], what: str) -> tuple[str, Mapping[str, Any]]:

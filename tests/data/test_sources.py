@@ -114,9 +114,18 @@ def test_a_file_without_a_header_takes_its_columns_from_the_option(tmp_path):
     assert read(path, sources=source) == [({"s1": "a b", "s2": "c d", "score": "5.0"}, 1)]
 
 
+def test_tables_are_read_whatever_their_files_are_called(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text('one "two\tb\n')
+    source = TableSource(TableOptions(columns=("first", "second"), suffixes=(".txt",)), ".tsv", "\t", False)
+    assert source.suffixes == (".txt",)
+    assert read(path, sources=by_suffix([source])) == [({"first": 'one "two', "second": "b"}, 1)]
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: TableOptions(suffixes=("txt",)), lambda: TableOptions(suffixes=(".tar.gz",)),
         lambda: TextOptions(documents="page"), lambda: TextOptions(max_chars=0), lambda: TableOptions(delimiter="||"),
         lambda: TableOptions(columns=("a", "a")),
     ],

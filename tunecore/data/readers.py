@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -113,6 +114,8 @@ def _json_fields(line: str) -> Mapping[str, Any]:
 class TableOptions:
     """Options of csv and tsv files."""
 
+    suffixes: tuple[str, ...] | None = None
+    """Endings of the files that are read so, such as [.txt]; None is the reader's name (.csv, .tsv)."""
     columns: tuple[str, ...] | None = None
     """Names of the columns of a file without a header; None reads them from the first row."""
     delimiter: str | None = None
@@ -125,13 +128,16 @@ class TableOptions:
             raise ConfigError(f"delimiter is {self.delimiter!r}; it must be one character")
         if self.columns is not None and len(set(self.columns)) != len(self.columns):
             raise ConfigError(f"columns {', '.join(self.columns)}: a name stands there twice")
+        for suffix in self.suffixes or ():
+            if suffix != os.path.splitext(f"x{suffix}")[1].lower():
+                raise ConfigError(f"suffixes has {suffix!r}; write a dot and the ending in small letters, such as .txt")
 
 
 class TableSource:
     """Comma- or tab-separated values with a header. Every field is a str."""
 
     def __init__(self, options: TableOptions, suffix: str, delimiter: str, quoting: bool) -> None:
-        self.suffixes: tuple[str, ...] = (suffix,)
+        self.suffixes: tuple[str, ...] = options.suffixes or (suffix,)
         self.options = options
         self.delimiter = delimiter if options.delimiter is None else options.delimiter
         self.quoting = quoting if options.quoting is None else options.quoting
@@ -176,7 +182,7 @@ def _header(path: str, fields: list[str]) -> tuple[str, ...]:
     if twice:
         raise DataError(
             f"{path}:1: the header names {', '.join(map(repr, twice))} twice; columns found: {', '.join(names)}",
-            hint="Rename a column; a file without a header needs its source's option columns.",
+            hint="Rename a column; for a file without a header set data.sources: {csv: {columns: [...]}}.",
         )
     return tuple(names)
 

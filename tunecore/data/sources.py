@@ -148,7 +148,7 @@ def missing_columns(record: Record, columns: Sequence[str]) -> DataError:
     return DataError(
         f"{record.file}:{record.row}: no column {lacking}; columns found: {found}",
         hint="Name the column (data.text and data.text_pair in pretraining, the head's column options in fine-tuning). "
-        "A file without a header needs its source's option columns.",
+        "A file without a header needs data.sources: {csv: {columns: [...]}}.",
     )
 
 
