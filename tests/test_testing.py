@@ -22,15 +22,30 @@ from tunecore.plugins import load_plugins
 from tunecore.registry import NoOptions
 from tunecore.strategies.full import Full
 from tunecore.testing import assert_plugin_conforms, tiny_corpus, tiny_model, tiny_records, tiny_tokenizer
-from tunecore.types import LossSum, ParamPlan, Prediction, Targets
+from tunecore.types import LossSum, ParamPlan, Prediction, Record, Targets
 
 __all__ = ["tiny_corpus", "tiny_model", "tiny_tokenizer"]
 BUILT_IN = load_plugins(PluginsConfig(load=False)).registry
 
 
+NUMBERS = tiny_records((0.5, 3, 1.0, 4.5, 2.25))
+CHOICES = [
+    Record({"question": r.fields["text"], "choices": list(words[: 2 + i % 3]), "label": i % 2}, r.file, r.row)
+    for words in [("the harbour", "a letter", "seven stones", "an open window")]
+    for i, r in enumerate(tiny_records())
+]
+ROWS_OF = {
+    "regression": NUMBERS,
+    "sentence_embedding": NUMBERS,
+    "multi_label_classification": tiny_records(("a", "a,b", "", "c,a")),
+    "multiple_choice": CHOICES,
+}
+"""Rows for heads that cannot use those of a classifier."""
+
+
 @pytest.mark.parametrize("entry", list(BUILT_IN), ids=lambda entry: f"{entry.kind}-{entry.name}")
 def test_every_built_in_keeps_the_contract(entry):
-    check_component(BUILT_IN, entry, {}, None)
+    check_component(BUILT_IN, entry, {}, ROWS_OF.get(entry.name) if entry.kind == "head" else None)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +221,7 @@ def test_the_head_that_is_broken_below_is_sound():
 
 class Forgetful(Head):
     def load(self, facts):
-        self._take(tuple(reversed(facts["labels"])))
+        self._labels.take(tuple(reversed(facts["labels"])))
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ class PackedLayout(NamedTuple):
     """Where the sequences of a packed row lie; reaches every attention module as the kwarg ``packed``.
 
     ``cu_seqlens`` is int32 [B+1], ``max_seqlen`` its largest difference. The decoder's fields are None for
-    models of one stack. ``rng_key`` is an int64 scalar tensor (None: no dropout) and ``row_ids`` int64 [B]:
-    dropout is a pure function of (key, site, row id, head, i, j), whatever the packing. ``prefix_lens`` is int32 [B]:
+    models of one stack. ``rng_key`` is an int64 scalar tensor (None: no dropout) and ``row_ids`` int64 [B] (another
+    number for each further part of a row): dropout is a pure function of (key, site, row id, head, i, j), whatever the
+    packing. ``prefix_lens`` is int32 [B]:
     all tokens of a sequence see its first so many, the rest is causal (None: as the model reads). ``last_layer`` names
     the rows that are read of an encoder's last layer (None: all), ``queries`` those that are the queries of one
     attention call.

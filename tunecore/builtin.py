@@ -8,6 +8,10 @@ from typing import Any
 from tunecore.data.sources import SOURCES
 from tunecore.heads.causal_generation import CausalGeneration, CausalGenerationOptions
 from tunecore.heads.extractive_qa import ExtractiveQA, ExtractiveQAOptions
+from tunecore.heads.multi_label_classification import MultiLabelClassification, MultiLabelClassificationOptions
+from tunecore.heads.multiple_choice import MultipleChoice, MultipleChoiceOptions
+from tunecore.heads.regression import Regression, RegressionOptions
+from tunecore.heads.sentence_embedding import SentenceEmbedding, SentenceEmbeddingOptions
 from tunecore.heads.seq2seq import Seq2Seq, Seq2SeqOptions
 from tunecore.heads.sequence_classification import SequenceClassification, SequenceClassificationOptions
 from tunecore.heads.token_classification import TokenClassification, TokenClassificationOptions
@@ -54,6 +58,10 @@ HEADS: Components = {
     "extractive_qa": (ExtractiveQA, ExtractiveQAOptions),
     "seq2seq": (Seq2Seq, Seq2SeqOptions),
     "causal_generation": (CausalGeneration, CausalGenerationOptions),
+    "multi_label_classification": (MultiLabelClassification, MultiLabelClassificationOptions),
+    "regression": (Regression, RegressionOptions),
+    "multiple_choice": (MultipleChoice, MultipleChoiceOptions),
+    "sentence_embedding": (SentenceEmbedding, SentenceEmbeddingOptions),
 }
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
 

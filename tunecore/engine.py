@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecore.config import ModelConfig, RunConfig
 from tunecore.config_io import load_config
+from tunecore.embedding import embed
 from tunecore.errors import ConfigError
 from tunecore.inputs import Data, as_paths, temporary_paths, train_tokenizer_on
 from tunecore.plugins import Plugins, load_plugins
@@ -230,6 +233,20 @@ class Engine:
         ``generation`` are options of a head that writes, instead of its own: ``num_beams=5``.
         """
         return self.session.predict([rows] if isinstance(rows, str) else list(rows), **generation)
+
+    def embed(
+        self, texts: Iterable[str] | str, *, pooling: str | None = None, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
+        """One vector a text, in their order, also by a model that was trained for something else.
+
+        Args:
+            texts: texts, or a single one.
+            pooling: mean, first, last or pooler; None is what the model was trained or saved with, else mean.
+            normalize: give vectors of length 1, whose product is the cosine; None is as above, else True.
+
+        Returns: float32 [n, E].
+        """
+        return embed(self.session, [texts] if isinstance(texts, str) else list(texts), pooling, normalize)
 
     def generate(
         self, prompts: Sequence[str] | str, *, on_text: Callable[[int, str], None] | None = None, **generation: Any

@@ -248,7 +248,7 @@ def head_records(
         records = _accepted(records, head, summary, config.data.on_bad_row, labelled)
     elif texts:
         label = getattr(options, "label", None)
-        others = [label] if label and labelled else []
+        others = [] if not label or not labelled else [label] if isinstance(label, str) else list(label)
         records = usable_records(records, texts, others, summary=summary, on_bad_row=config.data.on_bad_row)
     kept = list(records)
     if not kept:

@@ -27,7 +27,7 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, TunecoreError
 from tunecore.inputs import RunData, pretrain_data, task_records, train_tokenizer_on
-from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, save_model
+from tunecore.models.loading import enable_gradient_checkpointing, known_model_type
 from tunecore.ops._native import tune_allocator
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
@@ -212,7 +212,7 @@ def make_evaluate(run: Run, session: Session, rows: RowSource | None) -> Callabl
 
 def model_writer(session: Session) -> Callable[[Path, Mapping[str, Any]], None]:
     """What writes the model of a checkpoint, so that each loads in transformers."""
-    return lambda folder, tensors: save_model(session.model, folder, session.tokenizer, tensors)
+    return session.write
 
 
 def saved_facts(plugins: Plugins, data: RunData) -> dict[str, Any]:

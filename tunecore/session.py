@@ -7,6 +7,7 @@ found again by itself.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecore.config import RunConfig
@@ -25,6 +27,8 @@ from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.generation import split_options
+from tunecore.heads.sentence_embedding import NAME as SENTENCE_EMBEDDING
+from tunecore.heads.sentence_transformers import read_sentence_model
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
 from tunecore.models.families.base import HEAD_CLASSES
 from tunecore.models.folder import read_config
@@ -39,12 +43,15 @@ from tunecore.training.generation import Answers, Writer, generates, prompts_of
 from tunecore.training.state import load_task_modules, save_task_modules
 from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.training.whole_rows import WholeRows, metrics_over
-from tunecore.types import Family, Head, Metrics, Objective, Prediction, Record
+from tunecore.types import Family, Head, Metrics, Objective, PackedBatch, Prediction, Record
 
 logger = logging.getLogger("tunecore")
 
 CONFIG_KEY = "tunecore"
 """Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
+
+PROBLEM_TYPES = {"multi_label_classification": "multi_label_classification", "regression": "regression"}
+"""The config's problem_type of a ``...ForSequenceClassification`` -> its head, where that is another one."""
 
 
 @dataclass
@@ -128,14 +135,19 @@ class Session:
             return self._written(records, generation)
         if generation:
             raise ConfigError(f"{head.name} does not generate, so it has no option {next(iter(generation))!r}")
-        task_rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
-        found: dict[int, Prediction] = {}
-        whole = WholeRows(task_rows)
+        outputs = self.outputs(records, head, self.unit.predict)
+        return [head.decode(outputs[index], record, index) for index, record in enumerate(records)]
+
+    def outputs(
+        self, records: Sequence[Record], head: Head, predict: Callable[[PackedBatch], Any]
+    ) -> dict[int, list[Any]]:
+        """Row id -> what ``predict`` says of each of its sequences; of rows without labels, in evaluation mode."""
+        rows = TaskRows(records, head, self.tokenizer, self.max_length, labelled=False)
+        whole, found = WholeRows(rows), dict[int, list[Any]]()
         with evaluation_mode(self.unit), torch.no_grad():
-            for batch in eval_batches(task_rows, **self.packing(4096)):
-                for row_id, outputs in whole.add(self.unit.predict(batch), batch):
-                    found[row_id] = head.decode(outputs, records[row_id], row_id)
-        return [found[index] for index in range(len(records))]
+            for batch in eval_batches(rows, **self.packing(4096)):
+                found.update(whole.add(predict(batch), batch))
+        return found
 
     def _written(self, records: Sequence[Record], generation: Mapping[str, Any]) -> list[Prediction]:
         """What a head that generates answers to each row."""
@@ -182,7 +194,7 @@ class Session:
             ConfigError: no objective has a model of that name.
         """
         if part is None:
-            save_model(self.model, folder, self.tokenizer)
+            self.write(folder)
             save_task_modules(self.unit, folder)
             return folder
         models: dict[str, tuple[PreTrainedModel, Mapping[str, float]]] = {}
@@ -195,6 +207,15 @@ class Session:
         setattr(model.config, CONFIG_KEY, {"objectives": dict(objectives), "max_length": self.max_length})
         save_model(model, folder, self.tokenizer)
         return folder
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model (with ``tensors`` in place of its own), the tokenizer, and what the head puts beside them."""
+        save_model(self.model, folder, self.tokenizer, tensors)
+        made = getattr(self.head, "files", None)
+        for name, content in ({} if made is None else made(self.model, self.max_length)).items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     @property
     def objectives(self) -> list[Objective]:
@@ -276,7 +297,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     known_model_type(folder, plugins.registry.names("family"))
     saved = read_config(folder)
     entry = saved.get(CONFIG_KEY) or {}
-    config = with_known_length(_with_saved_tasks(config, entry, saved))
+    config = with_known_length(_with_saved_tasks(config, entry, saved, folder))
     tokenizer = load_tokenizer(config.tokenizer.path or str(folder))
     head: Head | None = None
     facts: Mapping[str, Any] = {}
@@ -318,7 +339,12 @@ def with_known_length(config: RunConfig) -> RunConfig:
 def head_of_transformers(saved: Mapping[str, Any]) -> str | None:
     """The head that a plain transformers model has by its class, from its config.json."""
     name = str((saved.get("architectures") or [""])[0])
-    return next((head for ending, head in HEAD_CLASSES.items() if name.endswith(ending)), None)
+    head = next((head for ending, head in HEAD_CLASSES.items() if name.endswith(ending)), None)
+    if head != "sequence_classification":
+        return head
+    # As transformers itself chooses the loss where the config does not say.
+    usual = "regression" if len(saved.get("id2label") or ()) == 1 else ""
+    return PROBLEM_TYPES.get(saved.get("problem_type") or usual, head)
 
 
 def facts_of_transformers(saved: Mapping[str, Any], head: str) -> dict[str, Any] | None:
@@ -329,13 +355,19 @@ def facts_of_transformers(saved: Mapping[str, Any], head: str) -> dict[str, Any]
     return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
 
 
-def _with_saved_tasks(config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any]) -> RunConfig:
+def _with_saved_tasks(
+    config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any], folder: Path
+) -> RunConfig:
     if config.head is not None:
         return config
     if "head" in entry:
         return replace(config, head={entry["head"]["name"]: entry["head"]["options"]}, objectives={})
     if (head := head_of_transformers(saved)) is not None:
         return replace(config, head=head, objectives={})
+    if not config.objectives and not entry and (found := read_sentence_model(folder)) is not None:
+        options = {"pooling": found.pooling, "normalize": found.normalize}
+        data = replace(config.data, max_length=config.data.max_length or found.max_length)
+        return replace(config, head={SENTENCE_EMBEDDING: options}, data=data)
     return replace(config, objectives=config.objectives or entry.get("objectives", {}))
 
 
@@ -367,13 +399,15 @@ def _config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]
     assert config.head is not None
     name, options = name_and_options(config.head, "head")
     kept = {"name": name, "options": dict(options), "facts": dict(facts)}
-    extra: dict[str, Any] = {CONFIG_KEY: {"head": kept, **length}}
+    return {CONFIG_KEY: {"head": kept, **length}, **config_fields_of(head, facts)}
+
+
+def config_fields_of(head: Head, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head that knows its ``facts`` sets in the config of its model."""
     if hasattr(head, "config_fields"):
-        extra |= head.config_fields()
-    elif "labels" in facts:
-        extra["id2label"] = dict(enumerate(map(str, facts["labels"])))
-        extra["label2id"] = {label: index for index, label in extra["id2label"].items()}
-    return extra
+        return dict(head.config_fields())
+    names = dict(enumerate(map(str, facts.get("labels", ()))))
+    return {"id2label": names, "label2id": {label: index for index, label in names.items()}} if names else {}
 
 
 def _record(row: Any, index: int, head: Head) -> Record:

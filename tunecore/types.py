@@ -268,7 +268,7 @@ class Head(Protocol):
     """A supervised task, from a data row to a decoded prediction.
 
     ``Options`` is given at registration; the factory is called as ``factory(options)``.
-    Optional: ``reads`` and ``uses`` as in :class:`Objective`; ``view``, "seq2seq" for models of two stacks;
+    Optional: ``reads``, ``uses``, ``group_size`` as in :class:`Objective`; ``view``, "seq2seq" for two stacks;
     ``row_columns: tuple[str, ...]``, the columns that stand for the values of a row to predict that is no dict (a
     str, a tuple), where they are not the options ``text`` and ``text_pair``; ``reject(record, *, labelled) -> str |
     None``, why a row cannot be used (it is counted and named, or fatal where ``data.on_bad_row`` says so), where the
@@ -276,9 +276,9 @@ class Head(Protocol):
     no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
     ``problem_type``), where the labels among the facts are not all there is; ``training_examples(examples, stream) ->
     list[Example]``, those of a row's examples that one epoch trains on, at least one;
-    ``language_model = True`` where exp(loss)
-    is a perplexity to report; ``row_notes() -> str | None``, what it has to say of the rows it has made examples of
-    since it was last asked (how many texts were cut), for the log.
+    ``files(model, max_length) -> Mapping``, path -> JSON to lie beside the saved model; ``language_model = True`` where
+    exp(loss) is a perplexity to report; ``row_notes() -> str | None``, what it has to say of the rows it has made
+    examples of since it was last asked (how many texts were cut), for the log.
 
     A head with ``generate = True`` answers by text: evaluation and prediction let the model write for each row, in
     batches, and its raw output is one :class:`tunecore.reading.Generated`, for ``decode`` and :class:`RowMetrics`;

@@ -136,3 +136,13 @@ def test_prefixes_of_only_some_examples_or_beyond_their_length_are_refused(prefi
     with pytest.raises(DataError, match=r"row [01]: prefix_len is (None|9|-1) for 3 tokens"):
         pack(examples, max_tokens=64, position_offset=0, pad_id=0)
     assert pack([example(0, 3)], max_tokens=64, position_offset=0, pad_id=0)[0].layout.prefix_lens is None
+
+
+def test_further_parts_of_a_row_are_dropped_by_numbers_of_their_own():
+    """Attention drops by row id: choices of a question, or the texts of a pair, would share their masks."""
+    parts = [replace(example(row, 8), part=part) for row in (3, 4) for part in (0, 1, 2)]
+    (batch,) = pack(parts, max_tokens=1024, position_offset=0, pad_id=0)
+    assert batch.row_ids == (3, 3, 3, 4, 4, 4)
+    found = batch.layout.row_ids.tolist()
+    assert (found[0], found[3]) == (3, 4)
+    assert len(set(found)) == 6 and all(0 <= one < 2**31 for one in found)

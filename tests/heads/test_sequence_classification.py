@@ -140,6 +140,9 @@ def test_one_class_and_no_rows_are_refused():
         ({"labels": ("a",)}, "at least two"),
         ({"labels": ("a", "b", "a")}, "names a more than once"),
         ({"label_smoothing": 1.0}, "label_smoothing is 1"),
+        ({"class_weights": "even"}, "class_weights is 'even'; it must be balanced"),
+        ({"class_weights": (1.0, 2.0)}, "2 weights, but the option labels names 0"),
+        ({"class_weights": (1.0, -2.0), "labels": ("a", "b")}, "every weight must be greater than 0"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
@@ -195,6 +198,23 @@ def test_loss_equals_the_definition_at_labelled_sequences(smoothing):
         correct += int(log_p.argmax()) == y
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
     assert (loss.num_targets, int(loss.num_correct)) == (3, correct)
+
+
+@pytest.mark.parametrize(("given", "weights"), [("balanced", [4 / 6, 4 / 2]), ((0.5, 3.0), [0.5, 3.0])])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_classes_weigh_as_asked(given, weights, smoothing):
+    ours = head(labels=("a", "b"), class_weights=given, label_smoothing=smoothing)
+    facts = ours.prepare(rows_of("a", "b", "a", "a"))
+    assert facts == {"labels": ["a", "b"], "class_weights": pytest.approx(weights)}
+    ours.load(facts)
+    torch.manual_seed(0)
+    logits, labels, expected = torch.randn(4, 2), [0, 1, 0, 0], 0.0
+    for x, y in zip(logits, labels, strict=True):
+        log_p = x.log_softmax(-1).tolist()
+        mass = [smoothing / 2 + (1 - smoothing) * (i == y) for i in range(2)]
+        expected -= sum(w * m * p for w, m, p in zip(weights, mass, log_p, strict=True))
+    loss, _ = ours.loss_of(logits, torch.tensor(labels))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_without_labels_sums_to_zero():

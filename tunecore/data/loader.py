@@ -106,7 +106,7 @@ class StepLoader:
                 raise ConfigError(
                     f"training.batch_size is {batch_size}, but rows of view {name!r} go in groups of "
                     f"{group_size(rows, name)}",
-                    hint="Make batch_size a multiple of the objective's group_size.",
+                    hint="Make batch_size a multiple of the option group_size of the objective or head.",
                 )
         self._packing = {
             "max_tokens": max_tokens, "position_offset": position_offset, "pad_id": pad_id,

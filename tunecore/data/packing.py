@@ -116,6 +116,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
     encoder, read = stacks[0], stacks[-1]  # hidden states are those of the last stack
     decoder = read if decoder_ids else None
     row_ids = [example.row_id for example in examples] + [FILLER_ROW] * filled
+    dropout_ids = [_dropout_id(example) for example in examples] + [FILLER_ROW] * filled
     _restart_positions(encoder, examples, position_offset)
     return PackedBatch(
         input_ids=encoder.ids,
@@ -126,7 +127,7 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
             max_seqlen=encoder.max_seqlen,
             decoder_cu_seqlens=None if decoder is None else torch.from_numpy(decoder.cu_seqlens.astype(np.int32)),
             decoder_max_seqlen=0 if decoder is None else decoder.max_seqlen,
-            row_ids=torch.tensor(row_ids, dtype=torch.int64),
+            row_ids=torch.tensor(dropout_ids, dtype=torch.int64),
             prefix_lens=_prefix_lens(examples, filled),
         ),
         row_ids=tuple(row_ids[: len(examples)]),
@@ -138,6 +139,11 @@ def _lay_out(examples: Sequence[Example], position_offset: int, pad_id: int, vie
         parts=tuple(example.part for example in examples),
         groups=tuple(example.group for example in examples),
     )
+
+
+def _dropout_id(example: Example) -> int:
+    """What attention drops by: the row's id, moved for its further examples, so that these draw masks of their own."""
+    return (example.row_id + example.part * 0x9E3779B1) & 0x7FFFFFFF if example.part else example.row_id
 
 
 def _restart_positions(row: _Stack, examples: Sequence[Example], position_offset: int) -> None:

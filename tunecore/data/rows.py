@@ -179,6 +179,7 @@ class TaskRows:
         self._seed = seed
         self._choose = None if seed is None else getattr(head, "training_examples", None)
         self.views: tuple[str, ...] = (getattr(head, "view", "encoder"),)
+        self.group_sizes = dict.fromkeys(self.views, int(getattr(head, "group_size", 1)))
         ids: list[NDArray[np.uint32]] = []
         types: list[NDArray[np.uint8]] = []
         self._rows: list[list[_Stored]] = []
