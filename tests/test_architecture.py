@@ -25,7 +25,7 @@ LAYERS = (
     {"config", "config_io", "config_schema", "generation", "machine", "ops", "data"},
     {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "run_folder"},
     {"hook_check", "plugins", "builtin"},
-    {"inputs", "session", "embedding", "runner", "engine", "testing", "tiny", "conformance"},
+    {"inputs", "saved_tasks", "session", "embedding", "runner", "engine", "testing", "tiny", "conformance"},
     {"doctor", "demo", "demo_data"},
     {"terminal", "cli_plugins", "cli", "__main__"},
 )

@@ -25,7 +25,7 @@ from tunecore.errors import ConfigError
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import seeded
 from tunecore.registry import Entry, Registry, parse_options
-from tunecore.session import config_fields_of
+from tunecore.saved_tasks import config_fields_of
 from tunecore.tiny import MAX_LENGTH, make_corpus, make_model, make_tokenizer, tiny_records
 from tunecore.training.generation import Writer, generates
 from tunecore.training.plans import combine_plans

@@ -32,7 +32,8 @@ from tunecore.ops._native import tune_allocator
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import FINAL, claim, record_best, record_config, record_data, resolve_model
-from tunecore.session import Session, make_session, objectives_of, with_known_length
+from tunecore.saved_tasks import with_known_length
+from tunecore.session import Session, make_session, objectives_of
 from tunecore.tracking.report import write_report
 from tunecore.tracking.tensorboard import installed as tensorboard_installed
 from tunecore.training.distributed import Ranks, open_ranks

@@ -27,15 +27,13 @@ from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.generation import split_options
-from tunecore.heads.sentence_embedding import NAME as SENTENCE_EMBEDDING
-from tunecore.heads.sentence_transformers import read_sentence_model
 from tunecore.inputs import head_records, pretrain_rows, text_corpus
-from tunecore.models.families.base import HEAD_CLASSES
 from tunecore.models.folder import read_config
 from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
+from tunecore.saved_tasks import CONFIG_KEY, config_entry, facts_of_transformers, with_known_length, with_saved_tasks
 from tunecore.tracking.progress import counted
 from tunecore.training.distributed import Ranks
 from tunecore.training.evaluate import evaluate, evaluation_mode
@@ -46,12 +44,6 @@ from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import Family, Head, Metrics, Objective, PackedBatch, Prediction, Record
 
 logger = logging.getLogger("tunecore")
-
-CONFIG_KEY = "tunecore"
-"""Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
-
-PROBLEM_TYPES = {"multi_label_classification": "multi_label_classification", "regression": "regression"}
-"""The config's problem_type of a ``...ForSequenceClassification`` -> its head, where that is another one."""
 
 
 @dataclass
@@ -251,7 +243,7 @@ def make_session(
     registry = plugins.registry
     components = _components(config, plugins, head)
     tasks = frozenset(task for name, part, _ in components for task in (name, *getattr(part, "uses", ())))
-    extra = _config_entry(config, head, facts)
+    extra = config_entry(config, head, facts)
     if config.model.checkpoint is not None:
         families = {name: registry.create("family", name) for name in registry.names("family")}
         folder = resolve_model(config.model.checkpoint)
@@ -297,7 +289,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     known_model_type(folder, plugins.registry.names("family"))
     saved = read_config(folder)
     entry = saved.get(CONFIG_KEY) or {}
-    config = with_known_length(_with_saved_tasks(config, entry, saved, folder))
+    config = with_known_length(with_saved_tasks(config, entry, saved, folder))
     tokenizer = load_tokenizer(config.tokenizer.path or str(folder))
     head: Head | None = None
     facts: Mapping[str, Any] = {}
@@ -322,55 +314,6 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     return make_session(config, plugins, tokenizer, head, facts)
 
 
-def with_known_length(config: RunConfig) -> RunConfig:
-    """``config`` with ``data.max_length`` filled in: as given, as the checkpoint was trained, or as it allows."""
-    if config.data.max_length is not None or config.model.checkpoint is None:
-        return config
-    saved = read_config(resolve_model(config.model.checkpoint))
-    entry = saved.get(CONFIG_KEY) or {}
-    positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
-    # RoBERTa's table, and that of its multilingual kin, has pad_id + 1 rows that no token uses.
-    skips = saved.get("model_type") in ("roberta", "xlm-roberta")
-    unused = (saved.get("pad_token_id") or 0) + 1 if skips else 0
-    length = entry.get("max_length") or min(config.data.length, positions - unused)
-    return replace(config, data=replace(config.data, max_length=int(length)))
-
-
-def head_of_transformers(saved: Mapping[str, Any]) -> str | None:
-    """The head that a plain transformers model has by its class, from its config.json."""
-    name = str((saved.get("architectures") or [""])[0])
-    head = next((head for ending, head in HEAD_CLASSES.items() if name.endswith(ending)), None)
-    if head != "sequence_classification":
-        return head
-    # As transformers itself chooses the loss where the config does not say.
-    usual = "regression" if len(saved.get("id2label") or ()) == 1 else ""
-    return PROBLEM_TYPES.get(saved.get("problem_type") or usual, head)
-
-
-def facts_of_transformers(saved: Mapping[str, Any], head: str) -> dict[str, Any] | None:
-    """What ``head`` must know of a plain transformers model, its labels; None where the model is for another task."""
-    if head_of_transformers(saved) != head:
-        return None
-    labels = saved.get("id2label") or {}
-    return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
-
-
-def _with_saved_tasks(
-    config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any], folder: Path
-) -> RunConfig:
-    if config.head is not None:
-        return config
-    if "head" in entry:
-        return replace(config, head={entry["head"]["name"]: entry["head"]["options"]}, objectives={})
-    if (head := head_of_transformers(saved)) is not None:
-        return replace(config, head=head, objectives={})
-    if not config.objectives and not entry and (found := read_sentence_model(folder)) is not None:
-        options = {"pooling": found.pooling, "normalize": found.normalize}
-        data = replace(config.data, max_length=config.data.max_length or found.max_length)
-        return replace(config, head={SENTENCE_EMBEDDING: options}, data=data)
-    return replace(config, objectives=config.objectives or entry.get("objectives", {}))
-
-
 def _components(config: RunConfig, plugins: Plugins, head: Head | None) -> list[tuple[str, Any, float]]:
     if head is not None:
         return [(head.name, head, 1.0)]
@@ -389,25 +332,6 @@ def _weighted(config: RunConfig, plugins: Plugins) -> list[tuple[Objective, floa
         weight = float(options.pop("weight", 1.0))
         parts.append((plugins.registry.create("objective", name, options), weight))
     return parts
-
-
-def _config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.json must carry so that transformers and tunecore read the model rightly."""
-    length = {"max_length": config.data.length}
-    if head is None:
-        return {CONFIG_KEY: {"objectives": dict(config.objectives), **length}}
-    assert config.head is not None
-    name, options = name_and_options(config.head, "head")
-    kept = {"name": name, "options": dict(options), "facts": dict(facts)}
-    return {CONFIG_KEY: {"head": kept, **length}, **config_fields_of(head, facts)}
-
-
-def config_fields_of(head: Head, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a head that knows its ``facts`` sets in the config of its model."""
-    if hasattr(head, "config_fields"):
-        return dict(head.config_fields())
-    names = dict(enumerate(map(str, facts.get("labels", ()))))
-    return {"id2label": names, "label2id": {label: index for index, label in names.items()}} if names else {}
 
 
 def _record(row: Any, index: int, head: Head) -> Record:

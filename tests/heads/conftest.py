@@ -13,7 +13,7 @@ from tunecore.data.packing import pack
 from tunecore.data.rows import TaskRows, examples_of
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import save_model, seeded
-from tunecore.session import config_fields_of
+from tunecore.saved_tasks import config_fields_of
 from tunecore.testing import make_model, make_tokenizer
 from tunecore.training.unit import Task, TrainUnit
 from tunecore.types import Progress, Record

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoModelForMaskedLM, AutoModelForSeque
 
 from tunecore import Engine, RunConfig
 from tunecore.config import ModelConfig
-from tunecore.session import with_known_length
+from tunecore.saved_tasks import with_known_length
 
 
 def test_from_text_to_a_saved_classifier(topics, text_file, reviews, tmp_path):

@@ -1,0 +1,92 @@
+"""What a saved model was trained for: the entry of its config.json, and what plain transformers models say by class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunecore.config import RunConfig
+from tunecore.heads.sentence_embedding import NAME as SENTENCE_EMBEDDING
+from tunecore.heads.sentence_transformers import read_sentence_model
+from tunecore.models.families.base import HEAD_CLASSES
+from tunecore.models.folder import read_config
+from tunecore.registry import name_and_options
+from tunecore.run_folder import resolve_model
+from tunecore.types import Head
+
+CONFIG_KEY = "tunecore"
+"""Entry of a saved config.json: {"head": {"name", "options", "facts"}} or {"objectives": {...}}."""
+
+PROBLEM_TYPES = {"multi_label_classification": "multi_label_classification", "regression": "regression"}
+"""The config's problem_type of a ``...ForSequenceClassification`` -> its head, where that is another one."""
+
+
+def with_known_length(config: RunConfig) -> RunConfig:
+    """``config`` with ``data.max_length`` filled in: as given, as the checkpoint was trained, or as it allows."""
+    if config.data.max_length is not None or config.model.checkpoint is None:
+        return config
+    saved = read_config(resolve_model(config.model.checkpoint))
+    entry = saved.get(CONFIG_KEY) or {}
+    positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
+    # RoBERTa's table, and that of its multilingual kin, has pad_id + 1 rows that no token uses.
+    skips = saved.get("model_type") in ("roberta", "xlm-roberta")
+    unused = (saved.get("pad_token_id") or 0) + 1 if skips else 0
+    length = entry.get("max_length") or min(config.data.length, positions - unused)
+    return replace(config, data=replace(config.data, max_length=int(length)))
+
+
+def head_of_transformers(saved: Mapping[str, Any]) -> str | None:
+    """The head that a plain transformers model has by its class, from its config.json."""
+    name = str((saved.get("architectures") or [""])[0])
+    head = next((head for ending, head in HEAD_CLASSES.items() if name.endswith(ending)), None)
+    if head != "sequence_classification":
+        return head
+    # As transformers itself chooses the loss where the config does not say.
+    usual = "regression" if len(saved.get("id2label") or ()) == 1 else ""
+    return PROBLEM_TYPES.get(saved.get("problem_type") or usual, head)
+
+
+def facts_of_transformers(saved: Mapping[str, Any], head: str) -> dict[str, Any] | None:
+    """What ``head`` must know of a plain transformers model, its labels; None where the model is for another task."""
+    if head_of_transformers(saved) != head:
+        return None
+    labels = saved.get("id2label") or {}
+    return {"labels": [labels[key] for key in sorted(labels, key=int)] or ["LABEL_0", "LABEL_1"]}
+
+
+def with_saved_tasks(
+    config: RunConfig, entry: Mapping[str, Any], saved: Mapping[str, Any], folder: Path
+) -> RunConfig:
+    """``config`` with the head or objectives the model in ``folder`` was saved with, where it names none."""
+    if config.head is not None:
+        return config
+    if "head" in entry:
+        return replace(config, head={entry["head"]["name"]: entry["head"]["options"]}, objectives={})
+    if (head := head_of_transformers(saved)) is not None:
+        return replace(config, head=head, objectives={})
+    if not config.objectives and not entry and (found := read_sentence_model(folder)) is not None:
+        options = {"pooling": found.pooling, "normalize": found.normalize}
+        data = replace(config.data, max_length=config.data.max_length or found.max_length)
+        return replace(config, head={SENTENCE_EMBEDDING: options}, data=data)
+    return replace(config, objectives=config.objectives or entry.get("objectives", {}))
+
+
+def config_entry(config: RunConfig, head: Head | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json must carry so that transformers and tunecore read the model rightly."""
+    length = {"max_length": config.data.length}
+    if head is None:
+        return {CONFIG_KEY: {"objectives": dict(config.objectives), **length}}
+    assert config.head is not None
+    name, options = name_and_options(config.head, "head")
+    kept = {"name": name, "options": dict(options), "facts": dict(facts)}
+    return {CONFIG_KEY: {"head": kept, **length}, **config_fields_of(head, facts)}
+
+
+def config_fields_of(head: Head, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a head that knows its ``facts`` sets in the config of its model."""
+    if hasattr(head, "config_fields"):
+        return dict(head.config_fields())
+    names = dict(enumerate(map(str, facts.get("labels", ()))))
+    return {"id2label": names, "label2id": {label: index for index, label in names.items()}} if names else {}
