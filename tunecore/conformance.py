@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tunecore.data.packing import pack
 from tunecore.data.rows import PretrainRows, TaskRows, as_list, examples_of
 from tunecore.data.streams import PhiloxStream
-from tunecore.errors import ConfigError
+from tunecore.errors import ConfigError, DataError
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import seeded
 from tunecore.registry import Entry, Registry, parse_options
@@ -65,7 +65,7 @@ def check_component(
     check = _Check(entry, lambda: registry.create(entry.kind, entry.name, options))
     check.options(options)
     if entry.kind == "head":
-        check.head(component, list(records) if records is not None else tiny_records())
+        check.head(component, list(records) if records is not None else check.fitting_records())
     else:
         getattr(check, entry.kind)(component)
 
@@ -164,6 +164,14 @@ class _Check:
             self.require(announced, f"none of {len(examples)} examples has targets of its loss {name!r}")
 
     # heads
+
+    def fitting_records(self) -> list[Record]:
+        """Rows whose labels are names, or numbers where the head wants those."""
+        try:
+            self.make().prepare(tiny_records())
+        except DataError:
+            return tiny_records((0.5, 3.0, 1.25, 4.0, 2.25))
+        return tiny_records()
 
     def head(self, head: Any, records: list[Record]) -> None:
         self.require(isinstance(head, Head), "it lacks members of tunecore.types.Head")

@@ -1,4 +1,8 @@
-"""What a saved model was trained for: the entry of its config.json, and what plain transformers models say by class."""
+"""What a model folder says it is for, in its config.json, and what a head or objectives have written there.
+
+A model of tunecore says it under "tunecore"; one of plain transformers by its class and ``problem_type``; one of
+sentence-transformers by its own files.
+"""
 
 from __future__ import annotations
 

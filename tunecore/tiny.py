@@ -34,8 +34,8 @@ def tiny_documents() -> list[str]:
 
 
 def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
-    """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers;
-    target, prompt and completion.
+    """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers,
+    choices; target, prompt and completion.
     """
     texts = tiny_documents()
     fields: list[dict[str, Any]] = [
@@ -69,6 +69,7 @@ def _asked(text: str, number: int) -> dict[str, Any]:
     return {
         "question": f"What is it that {_SUBJECTS[number % len(_SUBJECTS)]} has?", "context": text,
         "answers": {"text": [], "answer_start": []} if number % 4 == 3 else place,
+        "choices": ["yes", "no", "perhaps"][: 2 + number % 2],
     }  # fmt: skip
 
 

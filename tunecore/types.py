@@ -275,10 +275,10 @@ class Head(Protocol):
     texts of those options being there is not all that matters; ``needs_facts = False`` where a model can be used that
     no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
     ``problem_type``), where the labels among the facts are not all there is; ``training_examples(examples, stream) ->
-    list[Example]``, those of a row's examples that one epoch trains on, at least one;
-    ``files(model, max_length) -> Mapping``, path -> JSON to lie beside the saved model; ``language_model = True`` where
-    exp(loss) is a perplexity to report; ``row_notes() -> str | None``, what it has to say of the rows it has made
-    examples of since it was last asked (how many texts were cut), for the log.
+    list[Example]``, those of a row's examples that one epoch trains on, at least one; ``files(model, max_length) ->
+    Mapping``, path -> JSON to lie beside the saved model; ``language_model = True`` where exp(loss) is a perplexity to
+    report; ``row_notes() -> str | None``, what it has to say of the rows it has made examples of since it was last
+    asked (how many texts were cut), for the log.
 
     A head with ``generate = True`` answers by text: evaluation and prediction let the model write for each row, in
     batches, and its raw output is one :class:`tunecore.reading.Generated`, for ``decode`` and :class:`RowMetrics`;
