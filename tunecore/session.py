@@ -344,4 +344,9 @@ def _record(row: Any, index: int, head: Head) -> Record:
     usual = getattr(options, "text", "text"), getattr(options, "text_pair", None) or "text_pair"
     columns = getattr(head, "row_columns", usual)
     values = (text,) if pair is None else (text, pair)
+    if len(values) > len(columns):
+        raise DataError(
+            f"row {index} to predict is {row!r}; {head.name} reads one text a row",
+            hint="Give a str, or a dict by column.",
+        )
     return Record(dict(zip(columns, values, strict=False)), "<predict>", index)

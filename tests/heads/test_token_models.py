@@ -9,6 +9,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer, pipelin
 from tunecore import Engine
 from tunecore.data.packing import pack
 from tunecore.data.rows import TaskRows
+from tunecore.errors import DataError
 from tunecore.heads.token_classification import NAME, TokenClassification, TokenClassificationOptions
 from tunecore.heads.token_layer import TokenLayer
 from tunecore.models.families.builtin import FAMILIES
@@ -131,6 +132,11 @@ def test_it_is_opened_again_with_its_head(trained):
     assert again.session.head.name == NAME
     (plain,) = again.predict(text)
     assert plain.details["words"] == text.split()
+
+
+def test_a_pair_is_no_row_to_predict(trained):
+    with pytest.raises(DataError, match=r"row 1 to predict is \['Ada', 'lives'\]; token_classification reads one text"):
+        trained[0].predict(["Ada lives", ["Ada", "lives"]])
 
 
 def test_a_plain_folder_of_transformers_is_opened_with_its_head(trained, tmp_path):

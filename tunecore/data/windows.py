@@ -57,8 +57,10 @@ def most_context(sizes_U: IntArray, windows: list[Window]) -> IntArray:
     It is the one that leaves most pieces between the unit and the nearer of the window's cut edges (the "maximum
     context" of Devlin et al. 2018 for SQuAD; an edge of the text itself cuts nothing off); the earlier of equals.
     """
-    ends = np.concatenate(([0], np.cumsum(sizes_U)))
     total = len(sizes_U)
+    if len(windows) == 1:
+        return np.zeros(total, np.int64)
+    ends = np.concatenate(([0], np.cumsum(sizes_U)))
     context_WU: NDArray[np.float64] = np.full((len(windows), total), -1.0)
     for row, (first, stop) in zip(context_WU, windows, strict=True):
         left = ends[first:stop] - ends[first] if first else np.inf

@@ -6,6 +6,7 @@ Shape letters: L tokens of one example, P pieces of a context, D most pieces of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from tunecore.data.windows import Window, cut_windows
 from tunecore.types import IntArray
 
 Logits = NDArray[np.float64]
+_KEPT = 64
+"""Contexts whose pieces are kept: many questions are asked about one."""
 
 
 class QuestionLayout(NamedTuple):
@@ -58,6 +61,7 @@ class QuestionWindows:
     def __init__(self, tokenizer: Any, stride: int, max_question_length: int) -> None:
         self.tokenizer, self.stride, self.max_question_length = tokenizer, stride, max_question_length
         self.encoder = PieceEncoder(tokenizer)
+        self._pieces = lru_cache(maxsize=_KEPT)(self.encoder.pieces)
 
     def layout(self, question: str, context: str, max_length: int) -> QuestionLayout:
         """The windows of a row for examples of at most ``max_length`` tokens, special ones included."""
@@ -65,7 +69,7 @@ class QuestionWindows:
         room = max_length - template.num_special
         asked = self.encoder.pieces(question).ids[: min(self.max_question_length, room // 2)]
         room -= len(asked)
-        pieces = self.encoder.pieces(context)
+        pieces = self._pieces(context)
         windows = cut_windows(np.ones_like(pieces.ids), room, min(self.stride, room // 2))
         return QuestionLayout(asked, pieces, windows, offset_of_second(template, len(asked)))
 
@@ -98,12 +102,12 @@ def best_answers(
         padded = np.concatenate((ends_P, np.full(max_length - 1, -np.inf)))
         scores_PD = starts_P[:, None] + np.lib.stride_tricks.sliding_window_view(padded, max_length)
         # Stretches of blanks are no answers: a few more than asked for are taken.
-        best = np.argsort(-scores_PD, axis=None, kind="stable")[: 2 * count + 8]
-        for place in best.tolist():
+        wanted = min(2 * count + 8, scores_PD.size)
+        for place in np.argpartition(scores_PD, scores_PD.size - wanted, axis=None)[-wanted:].tolist():
             start, length = divmod(place, max_length)
             score = float(scores_PD[start, length])
             if score == -np.inf:
-                break
+                continue
             last = first + start + length
             span = _trimmed(context, int(layout.context.starts[first + start]), int(layout.context.stops[last]))
             if span is not None and score > found.get(span, -np.inf):

@@ -183,10 +183,12 @@ class TokenClassification:
         index: list[int] = []
         labels: list[int] = []
         for word, place, num_pieces in layout.read_from(number):
-            count = num_pieces if self.options.label_pieces == "all" else 1
-            further = self._number[continuation(self.labels[tags[word]], self.labels)]
-            index += range(place, place + count)
-            labels += [tags[word], *[further] * (count - 1)]
+            index.append(place)
+            labels.append(tags[word])
+            if self.options.label_pieces == "all" and num_pieces > 1:
+                further = self._number[continuation(self.labels[tags[word]], self.labels)]
+                index += range(place + 1, place + num_pieces)
+                labels += [further] * (num_pieces - 1)
         return Targets(np.asarray(index, np.int64), np.asarray(labels, np.int64))
 
     def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:

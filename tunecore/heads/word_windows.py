@@ -39,9 +39,12 @@ class WordLayout(NamedTuple):
     def ids(self, number: int) -> IntArray:
         """The pieces of the words of a window."""
         first, stop = self.windows[number]
-        starts, sizes = self.pieces.ends[first:stop].tolist(), self.sizes[first:stop].tolist()
-        parts = [self.pieces.ids[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        ends = self.pieces.ends
+        ids = self.pieces.ids[ends[first] : ends[stop]]
+        if len(ids) == self.sizes[first:stop].sum():
+            return ids
+        place = np.arange(len(ids)) - np.repeat(ends[first:stop] - ends[first], np.diff(ends[first : stop + 1]))
+        return ids[place < np.repeat(self.sizes[first:stop], np.diff(ends[first : stop + 1]))]
 
     def read_from(self, number: int) -> Iterator[PlacedWord]:
         """The words that are read from a window, in order."""

