@@ -6,7 +6,7 @@ import gzip
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.config_io import load_config
@@ -107,6 +107,7 @@ WORD = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zs", "Zl", "Zp")),
 )
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(st.tuples(WORD, st.sampled_from(["O", "B-a", "I-a"])), min_size=1), min_size=1))
 def test_what_is_written_is_read(tmp_path_factory, sentences):
     path = tmp_path_factory.mktemp("conll") / "a.bio"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.data.pieces import PieceEncoder, offset_of_second
@@ -54,6 +54,7 @@ def test_places_are_those_of_the_text(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@settings(deadline=None, max_examples=60)
 @given(words=WORDS)
 def test_every_word_has_its_own_pieces(name, words):
     encoder = ENCODERS[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.data.windows import Window, cut_windows, most_context
@@ -19,6 +19,7 @@ def texts(draw):
     return np.asarray(sizes, dtype=np.int64), room, draw(st.integers(0, room))
 
 
+@settings(deadline=None, max_examples=60)
 @given(texts())
 def test_windows_cover_every_unit_and_are_as_full_as_can_be(text):
     sizes, room, overlap = text
@@ -35,6 +36,7 @@ def test_windows_cover_every_unit_and_are_as_full_as_can_be(text):
         assert earlier == first or sizes[earlier:stop].sum() > overlap or sizes[earlier : stop + 1].sum() > room
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 200), st.integers(2, 30), st.integers(0, 29))
 def test_pieces_alone_are_cut_as_the_tokenizers_library_cuts_them(total, room, overlap):
     overlap = min(overlap, room - 1)
@@ -45,6 +47,7 @@ def test_pieces_alone_are_cut_as_the_tokenizers_library_cuts_them(total, room, o
     assert windows == [Window(start, min(start + room, total)) for start in starts]
 
 
+@settings(deadline=None, max_examples=60)
 @given(texts())
 def test_each_unit_is_read_where_the_nearest_cut_is_farthest(text):
     sizes, room, overlap = text

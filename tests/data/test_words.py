@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.data.words import split_words
@@ -36,6 +36,7 @@ def test_words_are_parted_as_in_files_of_tagged_words(text, expected):
 CHARACTERS = st.sampled_from("ab1 .,'\u2019s()/:@#-\n\u6771\u0e34\u00a0$") | st.characters(exclude_categories=["Cs"])
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.text(CHARACTERS))
 def test_every_character_but_blanks_is_in_one_word(text):
     places = split_words(text)

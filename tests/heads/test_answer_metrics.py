@@ -8,10 +8,10 @@ import string
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunecore.heads.answer_metrics import AnswerMetrics
+from tunecore.heads.answer_metrics import Answered, AnswerMetrics, best_threshold
 
 WORD = st.sampled_from(["a", "The", "the", "boat.", "boat", "Boat", "an", "open", "window!", "-", "\u00e9"])
 WORDS = st.lists(WORD, max_size=5)
@@ -33,12 +33,13 @@ def f1(predicted, true):
 
 
 def metrics_of(rows):
-    metrics = AnswerMetrics(lambda raw, record: raw)
+    metrics = AnswerMetrics(lambda raw, record: Answered(*raw))
     for number, row in enumerate(rows):
         metrics.update_row(row, None, number)
     return metrics
 
 
+@settings(deadline=None, max_examples=60)
 @given(ROWS)
 def test_scores_are_those_of_the_definition(rows):
     found = metrics_of(rows).compute()
@@ -59,6 +60,33 @@ def test_scores_are_those_of_the_definition(rows):
         assert set(found) == {"exact_match", "f1"}
 
 
+MARGIN = st.integers(-4, 4).map(float)
+SCORE = st.integers(0, 4).map(lambda n: n / 4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(MARGIN, SCORE, SCORE), min_size=1, max_size=8))
+def test_the_best_threshold_is_the_best_of_all(margins):
+    def mean(threshold):
+        return sum(none if margin > threshold else answer for margin, answer, none in margins) / len(margins)
+
+    best, threshold = best_threshold(margins)
+    candidates = [margin + step for margin, _, _ in margins for step in (-0.5, 0.0, 0.5)]
+    assert best == pytest.approx(max(map(mean, candidates))) == pytest.approx(mean(threshold))
+
+
+def test_rows_that_could_have_no_answer_give_the_best_threshold():
+    rows = [("", ["boat"], "boat", 1.0), ("", [], "town", 3.0), ("river", ["river"], "river", -2.0)]
+    metrics = metrics_of(rows)
+    other = metrics_of(rows[:1])
+    other.merge([json.loads(json.dumps(metrics_of(rows[1:]).state()))])
+    found = metrics.compute()
+    assert found == other.compute()
+    assert found["f1"] == pytest.approx(2 / 3)
+    assert (found["best_f1"], found["best_null_threshold"]) == (1.0, 1.0)
+
+
+@settings(deadline=None, max_examples=60)
 @given(ROWS, ROWS)
 def test_ranks_add_up(one, other):
     whole, first, second = metrics_of([*one, *other]), metrics_of(one), metrics_of(other)

@@ -6,7 +6,7 @@ import json
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics import accuracy_score, classification_report
 
@@ -24,6 +24,7 @@ def metrics_of(pairs, spans=spans_of):
     return metrics
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(SENTENCE, min_size=1, max_size=6))
 def test_scores_are_those_of_seqeval(pairs):
     ours = metrics_of(pairs).compute()
@@ -47,6 +48,7 @@ def test_scores_are_those_of_seqeval(pairs):
     }
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(SENTENCE, max_size=6), st.lists(SENTENCE, max_size=6))
 def test_ranks_add_up(one, other):
     whole, first, second = metrics_of([*one, *other]), metrics_of(one), metrics_of(other)

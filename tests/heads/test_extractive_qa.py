@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.conformance import check_component
@@ -133,6 +133,7 @@ def test_the_contract_is_kept_with_other_options(options):
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_windows_cover_the_context_and_say_where_the_answer_is(name, data):
     """Alignment by brute force over the characters of the context."""
@@ -209,6 +210,7 @@ def brute_force(raw, layout, context, limit):
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
+@settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 10_000), limit=st.integers(1, 12), n_best=st.integers(1, 6), max_length=st.integers(14, 60))
 def test_the_best_answers_are_those_of_all_pairs(name, seed, limit, n_best, max_length):
     ours = head(max_answer_length=limit, n_best=n_best, stride=6, max_question_length=4)
@@ -250,6 +252,10 @@ def test_no_answer_is_chosen_where_it_scores_higher_by_the_threshold(null, thres
     assert (found.details["start"] is None) == (text == "")
     assert sum(a["score"] for a in found.details["answers"]) == pytest.approx(1)
     assert len(found.details["answers"]) == 3
+    metrics = ours.metrics()
+    metrics.update_row(raw, row, 0)
+    assert metrics.sums["answerable"][1] == 0  # "seven" is not the whole answer
+    assert metrics.margins == [[pytest.approx(null - 10), pytest.approx(0.5), 0.0]]
     plain = head(no_answer=False)
     plain.examples(row, 0, TOKENIZER, 40, labelled=True)
     assert plain.decode(raw, row, 0).label == "seven"

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
@@ -24,12 +24,14 @@ from tunecore.heads.tags import (
 TAGS = ["O", *(f"{prefix}-{kind}" for prefix in "BIES" for kind in ("per", "a-b"))]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from(TAGS)))
 def test_spans_are_those_of_seqeval(tags):
     ours = [(span.type, span.first, span.stop - 1) for span in spans_of(tags)]
     assert ours == get_entities(tags)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from(["O", "B", "I", "E", "S"])))
 def test_spans_without_types_are_those_of_seqeval(tags):
     assert [(span.type, span.first, span.stop - 1) for span in spans_of(tags)] == get_entities(tags)
@@ -119,6 +121,7 @@ def is_well_formed(tags):
 
 
 @pytest.mark.parametrize("labels", SCHEMES, ids=" ".join)
+@settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_the_best_path_is_the_best_of_all_well_formed_ones(labels, data):
     length = data.draw(st.integers(0, 4))

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunecore.conformance import check_component
@@ -152,6 +152,7 @@ WORDS = st.text(st.sampled_from("aertT.-\u200b\u4e2d"), max_size=12)
 TAGGED = st.lists(st.tuples(WORDS, st.sampled_from(LABELS)), min_size=1, max_size=30)
 
 
+@settings(deadline=None, max_examples=60)
 @given(TAGGED, st.integers(5, 20), st.integers(0, 9))
 def test_every_word_has_its_tag_at_its_first_piece_in_one_window(pairs, max_length, stride):
     """Alignment by brute force: the pieces of each word alone, looked for in the windows that are said to hold it."""
@@ -177,6 +178,7 @@ def test_every_word_has_its_tag_at_its_first_piece_in_one_window(pairs, max_leng
     assert sorted(t[2] for t in expected) == sorted(tags), "each word once"
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_predictions_are_read_at_the_same_places(data):
     words = data.draw(st.lists(WORDS, min_size=1, max_size=25))

@@ -8,7 +8,7 @@ import pytest
 
 from tunecore import Engine
 from tunecore.data.sources import read_records
-from tunecore.heads.answer_metrics import AnswerMetrics
+from tunecore.heads.answer_metrics import Answered, AnswerMetrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -22,7 +22,7 @@ def likeliest_sentence(path):
         asked = set(re.findall(r"\w+", record.fields["question"].lower()))
         sentences = re.split(r"(?<=[.!?])\s+", record.fields["context"])
         best = max(sentences, key=lambda sentence: len(asked & set(re.findall(r"\w+", sentence.lower()))))
-        metrics.add(best, [answer["text"] for answer in record.fields["answers"]])
+        metrics.add(Answered(best, [answer["text"] for answer in record.fields["answers"]]))
     return metrics.compute()
 
 

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from tunecore.errors import ConfigError, DataError
-from tunecore.heads.answer_metrics import AnswerMetrics
+from tunecore.heads.answer_metrics import Answered, AnswerMetrics
 from tunecore.heads.answer_rows import QuestionColumns, place_of, read_answers, read_question, rejected
 from tunecore.heads.answer_windows import QuestionLayout, QuestionWindows, best_answers, no_answer_score
 from tunecore.heads.token_layer import own_layer
@@ -226,17 +226,11 @@ class ExtractiveQA:
         ``answers`` (the best ones: text, start, end, score), and the row's ``id`` where it has one.
         """
         assert record is not None
-        _, context = read_question(record, self.columns)
-        outputs = [torch.as_tensor(logits_L2).double().numpy() for logits_L2 in raw]
-        found = best_answers(
-            outputs, self._layout(record), context, self.options.n_best, self.options.max_answer_length
-        )
-        answers: list[tuple[float, str, int | None, int | None]]
-        answers = [(score, context[start:end], start, end) for score, start, end in found]
-        if self.no_answer or not answers:
-            null = no_answer_score(outputs)
-            says_none = not answers or null - answers[0][0] > self.options.null_threshold
-            answers.append((null, "", None, None))
+        found, null = self._answers(raw, record)
+        answers: list[tuple[float, str, int | None, int | None]] = [*found]
+        if null is not None or not found:
+            says_none = self._says_none(found, null)
+            answers.append((0.0 if null is None else null, "", None, None))
             answers.sort(key=lambda answer: -answer[0])
             chosen = next(i for i, answer in enumerate(answers) if (answer[2] is None) == says_none)
             answers.insert(0, answers.pop(chosen))
@@ -249,9 +243,26 @@ class ExtractiveQA:
         details = {"start": answers[0][2], "end": answers[0][3], "answers": shown, **kept}
         return Prediction(label=answers[0][1], score=scores[0], row_id=row_id, details=details)
 
+    def _answers(
+        self, raw: Sequence[Any], record: Record
+    ) -> tuple[list[tuple[float, str, int, int]], float | None]:
+        """The best answers (score, text, start, end), and the score of "no answer" where it may be predicted."""
+        _, context = read_question(record, self.columns)
+        outputs = [torch.as_tensor(logits_L2).double().numpy() for logits_L2 in raw]
+        limit = self.options.max_answer_length
+        found = best_answers(outputs, self._layout(record), context, self.options.n_best, limit)
+        answers = [(score, context[start:end], start, end) for score, start, end in found]
+        return answers, no_answer_score(outputs) if self.no_answer else None
+
+    def _says_none(self, answers: Sequence[tuple[float, str, int, int]], null: float | None) -> bool:
+        return not answers or (null is not None and null - answers[0][0] > self.options.null_threshold)
+
     def metrics(self) -> AnswerMetrics:
         return AnswerMetrics(self._read)
 
-    def _read(self, raw: Sequence[Any], record: Record) -> tuple[str, list[str]]:
-        answers = read_answers(record, self.options.answers)
-        return str(self.decode(raw, record, -1).label), [answer.text for answer in answers]
+    def _read(self, raw: Sequence[Any], record: Record) -> Answered:
+        true = [answer.text for answer in read_answers(record, self.options.answers)]
+        answers, null = self._answers(raw, record)
+        best = answers[0][1] if answers else ""
+        margin = None if null is None or not answers else null - answers[0][0]
+        return Answered("" if self._says_none(answers, null) else best, true, best, margin)
