@@ -21,7 +21,7 @@ MAX_LENGTH = 320
 
 
 def main() -> None:
-    recipe = {"size": "mini", "vocab": 8000, "batch": 32, "learning_rate": 1e-3, "dropout": 0.1, "beams": 4}
+    recipe = {"size": "tiny", "vocab": 8000, "batch": 32, "learning_rate": 1e-3, "dropout": 0.1, "beams": 4}
     parser = arguments(__doc__, minutes=25.0, **recipe)
     parser.add_argument("--pretrain-steps", type=int, default=0, help="steps of span corruption before; 0 for none")
     parser.add_argument("--text", nargs="*", help="files to read in these steps; None takes the training abstracts")
