@@ -169,6 +169,8 @@ class Session:
         """
         options, extra = split_options({"max_new_tokens": 50, **generation})
         copies = int(extra.pop("num_return_sequences", 1))
+        if copies > 1 and not options.samples:
+            raise ConfigError("num_return_sequences is for texts that are drawn", hint="Add do_sample=True.")
         writer = Writer(self.model, self.family, self.tokenizer, self.max_length, options, extra=extra)
         ids = [np.asarray(self.tokenizer(text)["input_ids"], dtype=np.int64) for text in prompts for _ in range(copies)]
         with evaluation_mode(self.unit):

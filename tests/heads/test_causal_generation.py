@@ -95,8 +95,10 @@ def test_long_prompts_lose_their_beginning_and_long_completions_their_end(tokeni
     assert ours.prompt(row, tokenizer, 24).tolist() == prompt
     notes = ours.row_notes()
     assert "prompts cut to their last 14 tokens: 2" in notes and "completions cut" in notes and notes.endswith(": 1")
-    with pytest.raises(ConfigError, match="max_length 24 and max_new_tokens 24 leave no room for a prompt"):
+    with pytest.raises(ConfigError, match=r"a prompt of 1 tokens and max_new_tokens 24 do not fit data.max_length 24"):
         head(max_new_tokens=24).prompt(row, tokenizer, 24)
+    with pytest.raises(ConfigError, match=r"a prompt of 20 tokens and max_new_tokens 12 do not fit data.max_length 24"):
+        head(max_prompt_length=20).prompt(row, tokenizer, 24)
 
 
 def test_a_prompt_that_sees_itself_is_the_examples_prefix(tokenizer):

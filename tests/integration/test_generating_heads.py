@@ -123,6 +123,8 @@ def test_generate_takes_names_people_know(tokenizers, files, tmp_path):
     pieces = []
     (text,) = engine.generate("translate a dog", max_new_tokens=5, on_text=lambda place, piece: pieces.append(piece))
     assert "".join(pieces) == text
+    with pytest.raises(ConfigError, match=r"num_return_sequences is for texts that are drawn"):
+        engine.generate("x", num_return_sequences=2)
     with pytest.raises(ConfigError, match=r"generation.top_p is 2"):
         engine.generate("x", top_p=2)
 

@@ -112,7 +112,7 @@ class CausalGeneration(GeneratingHead):
         prompt = self._opening(tokenizer) if whole else self._prompt(record, tokenizer, max_length)
         written = self._completion(record, tokenizer, max_length - len(prompt))
         ids = np.concatenate([prompt, written])
-        first = 0 if self.options.learn_prompt or whole else len(prompt) - 1
+        first = 0 if self.options.learn_prompt or whole else max(len(prompt) - 1, 0)
         index = np.arange(first, len(ids) - 1, dtype=np.int64)
         targets = {NAME: Targets(index, ids[index + 1])} if len(index) else {}
         return [Example(row_id=row_id, input_ids=ids, targets=targets, prefix_len=self._prefix(len(prompt)))]
@@ -146,13 +146,14 @@ class CausalGeneration(GeneratingHead):
     def _prompt(self, record: Record, tokenizer: Any, max_length: int) -> IntArray:
         """The prompt's last tokens, after what opens a text of this tokenizer."""
         opening = self._opening(tokenizer)
-        limit = self.options.max_prompt_length or max_length - (self.options.max_new_tokens or max_length // 2)
-        room = min(limit, max_length - 1) - len(opening)
-        if room < 1:
+        new = self.options.max_new_tokens or max_length // 2
+        longest = self.options.max_prompt_length or max_length - new
+        room = longest - len(opening)
+        if room < 1 or longest + new > max_length:
             raise ConfigError(
-                f"{NAME}: data.max_length {max_length} and max_new_tokens {self.options.max_new_tokens} leave no room "
-                "for a prompt",
-                hint="Lower max_new_tokens, or raise data.max_length.",
+                f"{NAME}: a prompt of {max(longest, 1)} tokens and max_new_tokens {new} do not fit data.max_length "
+                f"{max_length} together",
+                hint="Lower max_new_tokens or max_prompt_length, or raise data.max_length.",
             )
         ids = _plain_ids(tokenizer, self._text(record))
         if len(ids) > room:
