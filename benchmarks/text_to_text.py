@@ -13,6 +13,7 @@ from typing import Any
 from common import RESULTS, machine, machine_line
 
 from tunecore import Engine
+from tunecore.training.loop import TrainResult
 
 CALIBRATION_STEPS = 12
 SIZES = {"tiny": (128, 4, 4), "mini": (256, 4, 4), "small": (512, 4, 8)}
@@ -71,10 +72,11 @@ def train(args: argparse.Namespace, engine: Engine, train_data: Any, eval_data: 
     steps = args.steps or _steps(args, engine, train_data, common)
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        engine.finetune(
+        result = engine.finetune(
             train_data, eval=eval_data, steps=steps, output_dir=args.output or folder,
             evaluation={"every": max(steps // 6, 1)}, **common,
         )  # fmt: skip
+    _leave_where_stopped(result)
     return time.perf_counter() - begun
 
 
@@ -88,15 +90,22 @@ def _steps(args: argparse.Namespace, engine: Engine, train_data: Any, common: Ma
         for count in (CALIBRATION_STEPS, 3 * CALIBRATION_STEPS):
             copy = Engine(engine.config, tokenizer=engine.tokenizer)
             begun = time.perf_counter()
-            copy.finetune(
+            result = copy.finetune(
                 train_data, steps=count, output_dir=f"{folder}/{count}",
                 **{**common, "head": head, "eval_fraction": 0.0, "progress": False, "report": False},
             )  # fmt: skip
+            _leave_where_stopped(result)
             seconds.append(time.perf_counter() - begun)
     per_step = max(seconds[1] - seconds[0], 1e-3) / (2 * CALIBRATION_STEPS)
     steps = max(int(args.minutes * 60 / per_step), 50)
     print(f"{per_step:.3f} s a step: {steps} steps for {args.minutes:g} minutes", flush=True)
     return steps
+
+
+def _leave_where_stopped(result: TrainResult) -> None:
+    """A run that a signal ended ends the program, too."""
+    if result.interrupted:
+        raise SystemExit(result.exit_code)
 
 
 def with_options(head: Mapping[str, Any], **options: Any) -> dict[str, Any]:
