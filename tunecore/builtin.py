@@ -8,6 +8,7 @@ from typing import Any
 from tunecore.data.sources import SOURCES
 from tunecore.heads.causal_generation import CausalGeneration, CausalGenerationOptions
 from tunecore.heads.extractive_qa import ExtractiveQA, ExtractiveQAOptions
+from tunecore.heads.minimal_pairs import MinimalPairs, MinimalPairsOptions
 from tunecore.heads.multi_label_classification import MultiLabelClassification, MultiLabelClassificationOptions
 from tunecore.heads.multiple_choice import MultipleChoice, MultipleChoiceOptions
 from tunecore.heads.regression import Regression, RegressionOptions
@@ -62,6 +63,7 @@ HEADS: Components = {
     "regression": (Regression, RegressionOptions),
     "multiple_choice": (MultipleChoice, MultipleChoiceOptions),
     "sentence_embedding": (SentenceEmbedding, SentenceEmbeddingOptions),
+    "minimal_pairs": (MinimalPairs, MinimalPairsOptions),
 }
 STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
 

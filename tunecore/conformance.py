@@ -107,7 +107,7 @@ class _Check:
             self._corruption(objective, corpus)
             rows = PretrainRows(corpus, [objective], seed=0)
             examples = examples_of(rows, range(ROWS), 0, START, objective.view)
-        self._targets(examples, objective.losses)
+        self._targets(examples, objective.losses, getattr(objective, "extra_targets", ()))
         unit = TrainUnit(model, family, [Task(objective.name, objective, module, 1.0)])
         self._gradients(unit.eval(), examples, objective.view)
         self._module(module, lambda: self.make().build(model, family))
@@ -149,10 +149,11 @@ class _Check:
                     "assemble() and corrupt() give another example for the same stream; draw from the stream only",
                 )
 
-    def _targets(self, examples: Sequence[Example], losses: Sequence[str]) -> None:
+    def _targets(self, examples: Sequence[Example], losses: Sequence[str], extra: Sequence[str] = ()) -> None:
         for example in examples:
             for name, targets in example.targets.items():
-                self.require(name in losses, f"an example has targets {name!r}, but its losses are {losses}")
+                known = name in losses or name in extra
+                self.require(known, f"an example has targets {name!r}, but its losses are {losses}")
                 read = example.input_ids if example.decoder_input_ids is None else example.decoder_input_ids
                 limit = len(read) if targets.level == "token" else 1
                 inside = bool(((targets.index >= 0) & (targets.index < limit)).all())
@@ -185,13 +186,14 @@ class _Check:
         family, tokenizer, model, module = self._fitting_family(head, fields)
         rows = TaskRows(records, head, tokenizer, MAX_LENGTH, keep_records=True)
         examples = examples_of(rows, range(len(rows)), 0, START, rows.views[0])
-        self._targets(examples, head.losses)
+        self._targets(examples, head.losses, getattr(head, "extra_targets", ()))
         reloaded = TaskRows(records, other, tokenizer, MAX_LENGTH)
         same = [_frozen(e) for e in examples_of(reloaded, range(len(rows)), 0, START, rows.views[0])]
         self.require([_frozen(e) for e in examples] == same, "after load(facts) it makes other examples")
         unlabelled = TaskRows(records, other, tokenizer, MAX_LENGTH, labelled=False)
         bare = [e for row in range(len(rows)) for e in unlabelled.examples(row, 0, START)]
-        self.require(not any(e.targets for e in bare), "examples(labelled=False) have targets")
+        told = any(name in head.losses for e in bare for name in e.targets)
+        self.require(not told, "examples(labelled=False) have targets")
         unit = TrainUnit(model, family, [Task(head.name, head, module, 1.0)]).eval()
         self._gradients(unit, examples, rows.views[0])
         if generates(head):

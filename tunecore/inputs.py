@@ -250,7 +250,7 @@ def head_records(
         label = getattr(options, "label", None)
         others = [] if not label or not labelled else [label] if isinstance(label, str) else list(label)
         records = usable_records(records, texts, others, summary=summary, on_bad_row=config.data.on_bad_row)
-    kept = list(records)
+    kept = list(getattr(head, "select", iter)(records))
     if not kept:
         raise DataError(f"{', '.join(paths)}: no row can be used: {summary.describe()}")
     summary.warn()

@@ -227,7 +227,8 @@ class Session:
 
 
 def make_session(
-    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase, head: Head | None, facts: Mapping[str, Any]
+    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase, head: Head | None,
+    facts: Mapping[str, Any], *, complete: bool = False,
 ) -> Session:
     """Build or load the model that ``config`` asks for, with its tasks.
 
@@ -237,6 +238,7 @@ def make_session(
         tokenizer: fixes vocabulary and special tokens of a new model.
         head: the head, already told its ``facts``; None makes the config's objectives.
         facts: what the head knows of its data.
+        complete: refuse a checkpoint that lacks weights of the class.
 
     Raises:
         ConfigError: family, size or an option is unknown, or vocabulary and lengths do not fit the model.
@@ -249,7 +251,7 @@ def make_session(
     if config.model.checkpoint is not None:
         families = {name: registry.create("family", name) for name in registry.names("family")}
         folder = resolve_model(config.model.checkpoint)
-        model = load_model(folder, tasks, families, seed=config.training.seed, extra_config=extra)
+        model = load_model(folder, tasks, families, seed=config.training.seed, extra_config=extra, complete=complete)
         family = families[model.config.model_type]
     else:
         if config.model.family is None:
@@ -283,7 +285,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     """Load a trained model with the tasks it was trained for (or the head the config names).
 
     Raises:
-        CheckpointError: no model is there.
+        CheckpointError: no model is there, or one without the layers that a head uses as they are.
         ConfigError: the head's labels are not known.
     """
     assert config.model.checkpoint is not None
@@ -313,7 +315,9 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
             )
         facts = known
         head.load(facts)
-    return make_session(config, plugins, tokenizer, head, facts)
+    # Such a head is used as it comes, and its layers are a pretraining task's: new ones would measure nothing.
+    complete = not getattr(head, "needs_facts", True) and bool(getattr(head, "uses", ()))
+    return make_session(config, plugins, tokenizer, head, facts, complete=complete)
 
 
 def _components(config: RunConfig, plugins: Plugins, head: Head | None) -> list[tuple[str, Any, float]]:

@@ -35,13 +35,16 @@ def tiny_documents() -> list[str]:
 
 def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
     """Eight rows with the columns of every head: text, text_pair, label; tokens, tags; question, context, answers,
-    choices; target, prompt and completion.
+    choices; target, prompt and completion; sentence_good, sentence_bad, UID.
     """
     texts = tiny_documents()
+    sentences = [text.partition(".")[0] for text in texts]
     fields: list[dict[str, Any]] = [
         {
             "text": texts[i][: 20 + 10 * i], "text_pair": texts[-1 - i][:40], "label": labels[i % len(labels)],
             "target": texts[-1 - i][:30], "prompt": texts[i][:20], "completion": texts[-1 - i][:30],
+            "sentence_good": sentences[i], "sentence_bad": " ".join(reversed(sentences[i].split())),
+            "UID": f"order_{i % 2}",
         }
         for i in range(8)
     ]  # fmt: skip

@@ -89,7 +89,7 @@ class Prediction:
     score: float | None = None
     """Probability of ``label`` where that has a meaning."""
     scores: Mapping[str, float] | None = None
-    """Probability of every label."""
+    """Probability, or score, of every label."""
     row_id: int = -1
     details: Mapping[str, Any] | None = None
     """What else the head says of the row (spans with their places, further answers); JSON-serialisable."""
@@ -195,7 +195,7 @@ class Objective(Protocol):
     ``row_length(max_length) -> int``, the tokens of a row, special ones included, whose corrupted example fits
     ``max_length`` (span corruption shortens rows); ``loss_weights``: loss -> factor beside the objective's weight;
     ``group_size``: how many rows of a step form one group; ``models(module)``: name -> (own model to save, objectives
-    it goes on with).
+    it goes on with); ``extra_targets: tuple[str, ...]``, names of targets that are no losses, only read by one.
     """
 
     name: str
@@ -268,17 +268,17 @@ class Head(Protocol):
     """A supervised task, from a data row to a decoded prediction.
 
     ``Options`` is given at registration; the factory is called as ``factory(options)``.
-    Optional: ``reads``, ``uses``, ``group_size`` as in :class:`Objective`; ``view``, "seq2seq" for two stacks;
-    ``row_columns: tuple[str, ...]``, the columns that stand for the values of a row to predict that is no dict (a
-    str, a tuple), where they are not the options ``text`` and ``text_pair``; ``reject(record, *, labelled) -> str |
-    None``, why a row cannot be used (it is counted and named, or fatal where ``data.on_bad_row`` says so), where the
-    texts of those options being there is not all that matters; ``needs_facts = False`` where a model can be used that
-    no run has ``prepare``d; ``config_fields() -> Mapping``, entries of the model's config (``num_labels``,
-    ``problem_type``), where the labels among the facts are not all there is; ``training_examples(examples, stream) ->
-    list[Example]``, those of a row's examples that one epoch trains on, at least one; ``files(model, max_length) ->
-    Mapping``, path -> JSON to lie beside the saved model; ``language_model = True`` where exp(loss) is a perplexity to
-    report; ``row_notes() -> str | None``, what it has to say of the rows it has made examples of since it was last
-    asked (how many texts were cut), for the log.
+    Optional: ``reads``, ``uses``, ``group_size``, ``extra_targets`` as in :class:`Objective`; ``view``, "seq2seq" for
+    two stacks; ``row_columns: tuple[str, ...]``, the columns that stand for the values of a row to predict that is no
+    dict (a str, a tuple), where they are not the options ``text`` and ``text_pair``; ``reject(record, *, labelled) ->
+    str | None``, why a row cannot be used (it is counted and named, or fatal where ``data.on_bad_row`` says so), where
+    the texts of those options being there is not all that matters; ``select(records)``, those of the usable rows to
+    take; ``needs_facts = False`` where a model can be used that no run has ``prepare``d; ``config_fields() ->
+    Mapping``, entries of the model's config (``num_labels``, ``problem_type``), where the labels among the facts are
+    not all there is; ``training_examples(examples, stream) -> list[Example]``, those of a row's examples that one epoch
+    trains on, at least one; ``files(model, max_length) -> Mapping``, path -> JSON to lie beside the saved model;
+    ``language_model = True`` where exp(loss) is a perplexity to report; ``row_notes() -> str | None``, what it has to
+    say of the rows it has made examples of since it was last asked (how many texts were cut), for the log.
 
     A head with ``generate = True`` answers by text: evaluation and prediction let the model write for each row, in
     batches, and its raw output is one :class:`tunecore.reading.Generated`, for ``decode`` and :class:`RowMetrics`;

@@ -132,6 +132,7 @@ def load_model(
     extra_config: Mapping[str, Any] | None = None,
     family_override: Family | None = None,
     seed: int = 0,
+    complete: bool = False,
 ) -> PreTrainedModel:
     """Load a model from a folder in transformers' layout, as fp32, its attention "tunecore".
 
@@ -145,6 +146,7 @@ def load_model(
         extra_config: entries that override those of config.json.
         family_override: the family to take whatever the model_type.
         seed: fixes newly made weights.
+        complete: refuse a folder that has no weights for all of the class.
 
     Raises:
         CheckpointError: the folder holds no complete model.
@@ -166,6 +168,8 @@ def load_model(
         except BAD_VALUES as error:
             raise CheckpointError(f"{folder}: the weights do not fit {cls.__name__}: {error}") from error
     _report_missing(model, family, report, folder)
+    if complete and report["missing_keys"]:
+        raise _incomplete(model, raw, sorted(report["missing_keys"]), folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return _finish(model)
@@ -289,3 +293,15 @@ def _report_missing(model: PreTrainedModel, family: Family, report: Mapping[str,
         )
     if missing:
         logger.warning("%s: not in the checkpoint, newly initialised: %s", folder, ", ".join(missing))
+
+
+def _incomplete(model: PreTrainedModel, raw: Mapping[str, Any], missing: list[str], folder: Path) -> CheckpointError:
+    saved = ", ".join(raw.get("architectures") or ()) or "a class it does not name"
+    hint = "Pretrain it with an objective that trains this part, or name a folder that has it."
+    if saved == "ElectraForPreTraining":
+        hint = 'The discriminator predicts no tokens; save the generator: engine.save(folder, part="generator").'
+    return CheckpointError(
+        f"{folder}: saved as {saved}; {type(model).__name__} also needs {missing[0]}"
+        + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else ""),
+        hint=hint,
+    )

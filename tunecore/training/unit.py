@@ -111,6 +111,7 @@ class TrainUnit(nn.Module):
         self.dropout = swap_modules(self)
         self._reads = _reads_by_view(self.tasks) if last_layer.install(model) else {}
         assign_sites(self)  # once more over all: a task's own model must not draw the masks of the first
+        self._extra_targets = {name for task in self.tasks for name in getattr(task.component, "extra_targets", ())}
         self.weights: dict[str, float] = {}
         """Loss name -> weight of its task, times the task's own factor for that loss."""
         self.view_weights: dict[str, float] = {}
@@ -178,7 +179,7 @@ class TrainUnit(nn.Module):
     def _losses(self, forward: ForwardPass, stream: Stream | None) -> dict[str, LossSum]:
         announced = forward.batch.num_targets
         for name in announced:
-            if name not in self.weights:
+            if name not in self.weights and name not in self._extra_targets:
                 raise TrainingError(f"the batch has targets of an {unknown_name('loss', name, self.weights)}")
         sums: dict[str, LossSum] = {}
         for task in self.tasks:
