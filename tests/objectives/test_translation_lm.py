@@ -91,6 +91,19 @@ def test_targets_lie_in_the_texts_asked_for_and_hold_the_originals(tmp_path, mas
     assert languages == {"both": {0, 1}, "first": {0}, "second": {1}}[masked]
 
 
+@pytest.mark.parametrize("side", ["first", "second"])
+def test_the_same_tokens_are_masked_with_the_other_text_and_without(tmp_path, side):
+    def masked(texts):
+        _, _, _, _, examples = world(tmp_path, texts=texts, masked=side, mask_rate=0.3)
+        for example in examples:
+            targets = example.targets[NAME]
+            positions = np.arange(len(example)) if example.position_ids is None else example.position_ids
+            shown = example.input_ids[targets.index]
+            yield sorted(zip(positions[targets.index].tolist(), shown.tolist(), targets.labels.tolist(), strict=True))
+
+    assert list(masked("both")) == list(masked(side))
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_the_loss_equals_plain_transformers_row_by_row(tmp_path, family):
     _, corpus, _, unit, examples = world(tmp_path, family)
