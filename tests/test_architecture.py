@@ -21,11 +21,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the bottom up. A module imports its own layer or one below; no cycle anywhere.
 LAYERS = (
-    {"errors", "batch", "reading", "types", "hookspecs", "registry"},
+    {"errors", "batch", "reading", "strategy", "types", "hookspecs", "registry"},
     {"config", "config_io", "config_schema", "generation", "machine", "ops", "data"},
     {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "run_folder"},
     {"hook_check", "plugins", "builtin"},
-    {"inputs", "saved_tasks", "session", "embedding", "runner", "engine", "testing", "tiny", "conformance"},
+    {
+        "inputs", "saved_tasks", "session", "embedding", "runner", "engine", "testing", "tiny", "conformance",
+        "strategy_checks",
+    },
     {"doctor", "demo", "demo_data"},
     {"terminal", "cli_plugins", "cli", "__main__"},
 )

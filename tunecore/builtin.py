@@ -30,8 +30,14 @@ from tunecore.objectives.sentence_order import SentenceOrder, SentenceOrderOptio
 from tunecore.objectives.span_corruption import SpanCorruption, SpanCorruptionOptions
 from tunecore.objectives.translation_lm import TranslationLM, TranslationLMOptions
 from tunecore.registry import NoOptions
+from tunecore.strategies.adaptive_lr import AdaptiveLR, AdaptiveLROptions
+from tunecore.strategies.freeze_layers import FreezeLayers, FreezeLayersOptions
 from tunecore.strategies.full import Full
+from tunecore.strategies.gradual_unfreezing import GradualUnfreezing, GradualUnfreezingOptions
 from tunecore.strategies.head_only import HeadOnly
+from tunecore.strategies.layerwise_lr_decay import LayerwiseLRDecay, LayerwiseLRDecayOptions
+from tunecore.strategies.mixed import Mixed, MixedOptions
+from tunecore.strategies.reinit_top_layers import ReinitTopLayers, ReinitTopLayersOptions
 from tunecore.tracking.trackers import TRACKERS
 from tunecore.training.optimizer import OPTIMIZERS
 from tunecore.training.schedule import SCHEDULES
@@ -65,7 +71,16 @@ HEADS: Components = {
     "sentence_embedding": (SentenceEmbedding, SentenceEmbeddingOptions),
     "minimal_pairs": (MinimalPairs, MinimalPairsOptions),
 }
-STRATEGIES: Components = {"full": (Full, NoOptions), "head_only": (HeadOnly, NoOptions)}
+STRATEGIES: Components = {
+    "full": (Full, NoOptions),
+    "head_only": (HeadOnly, NoOptions),
+    "gradual_unfreezing": (GradualUnfreezing, GradualUnfreezingOptions),
+    "layerwise_lr_decay": (LayerwiseLRDecay, LayerwiseLRDecayOptions),
+    "reinit_top_layers": (ReinitTopLayers, ReinitTopLayersOptions),
+    "freeze_layers": (FreezeLayers, FreezeLayersOptions),
+    "adaptive_lr": (AdaptiveLR, AdaptiveLROptions),
+    "mixed": (Mixed, MixedOptions),
+}
 
 
 def _register_all(register: Register, components: Components) -> None:

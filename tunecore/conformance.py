@@ -26,9 +26,10 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import seeded
 from tunecore.registry import Entry, Registry, parse_options
 from tunecore.saved_tasks import config_fields_of
+from tunecore.strategy_checks import StrategyChecks
 from tunecore.tiny import MAX_LENGTH, make_corpus, make_model, make_tokenizer, tiny_records
 from tunecore.training.generation import Writer, generates
-from tunecore.training.plans import combine_plans
+from tunecore.training.plans import make_strategies
 from tunecore.training.unit import Task, TrainUnit, check_stacks
 from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import (
@@ -38,7 +39,6 @@ from tunecore.types import (
     Head,
     Objective,
     PackedBatch,
-    ParamPlan,
     Prediction,
     Progress,
     Record,
@@ -61,8 +61,14 @@ def check_component(
     Raises:
         AssertionError: what is not kept, and by which component.
     """
-    component = registry.create(entry.kind, entry.name, options)
-    check = _Check(entry, lambda: registry.create(entry.kind, entry.name, options))
+
+    def make() -> Any:
+        if entry.kind == "strategy":  # which may need to be told how to make others
+            return make_strategies([{entry.name: options}], registry)[0]
+        return registry.create(entry.kind, entry.name, options)
+
+    component = make()
+    check = _Check(entry, make)
     check.options(options)
     if entry.kind == "head":
         check.head(component, list(records) if records is not None else check.fitting_records())
@@ -283,30 +289,10 @@ class _Check:
         mine, theirs = module.state_dict(), other.state_dict()
         self.require(all(torch.equal(mine[k], theirs[k]) for k in mine), "its module's state dict does not go round")
 
-    # strategies
-
     def strategy(self, strategy: Any) -> None:
         self.require(isinstance(strategy, Strategy), "it lacks members of tunecore.types.Strategy")
         self.require(strategy.name == self.entry.name, f"its name is {strategy.name!r}")
-        tokenizer, family = make_tokenizer(), FAMILIES["bert"]
-
-        def prepared(one: Any) -> dict[str, ParamPlan]:
-            model = one.prepare(make_model(["sequence_classification"], tokenizer), family)
-            self.require(isinstance(model, nn.Module), "prepare() must return the model")
-            names = [name for name, _ in model.named_parameters()]
-            return dict.fromkeys([*names, "tasks.other.weight"], ParamPlan())
-
-        base = prepared(strategy)
-        plans = [combine_plans(base, [strategy], at) for at in (START, START, MIDDLE)]
-        self.require(plans[0] == plans[1], "plan() gives other plans when it is asked again at the same step")
-        self.require(any(plan.trainable for plan in plans[0].values()), "nothing learns at the first step")
-        state = strategy.state_dict()
-        self.require_json(state, "state_dict()")
-        resumed = self.make()
-        prepared(resumed)
-        resumed.load_state_dict(json.loads(json.dumps(state)))
-        again = combine_plans(base, [resumed], MIDDLE)
-        self.require(again == plans[2], "after load_state_dict(state) it makes other plans")
+        StrategyChecks(self.require, self.require_json, self.make).run(strategy)
 
     # the others: made and used once
 

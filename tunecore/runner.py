@@ -24,10 +24,11 @@ from tunecore.config_io import check_components
 from tunecore.data.loader import StepLoader, eval_batches
 from tunecore.data.order import steps_per_epoch
 from tunecore.data.rows import RowSource, TaskRows
+from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, TunecoreError
 from tunecore.inputs import RunData, pretrain_data, task_records, train_tokenizer_on
-from tunecore.models.loading import enable_gradient_checkpointing, known_model_type
+from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
 from tunecore.ops._native import tune_allocator
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
@@ -39,6 +40,7 @@ from tunecore.tracking.tensorboard import installed as tensorboard_installed
 from tunecore.training.distributed import Ranks, open_ranks
 from tunecore.training.evaluate import evaluate
 from tunecore.training.loop import TrainResult, train
+from tunecore.training.plans import exported, make_strategies, restored
 from tunecore.training.run import Run, make_run, step_name
 from tunecore.training.state import (
     load_weights,
@@ -47,7 +49,7 @@ from tunecore.training.state import (
     resume,
     save_weights,
 )
-from tunecore.types import Head, Strategy, Tracker
+from tunecore.types import Head, Tracker
 
 TOKENIZER = "tokenizer"
 """Folder of the run's tokenizer inside output_dir."""
@@ -72,6 +74,7 @@ def fit(
     """
     config = with_known_length(plugins.hooks.tunecore_configure(config=config))
     check_components(config, plugins.registry)
+    make_strategies(config.strategies, plugins.registry)  # what they refuse is said before any file is read
     with open_ranks(config.training.device, config.training.threads) as ranks:
         tune_allocator()
         with main_first(ranks):
@@ -156,12 +159,11 @@ def prepare_data(
 
 def prepare_run(config: RunConfig, plugins: Plugins, session: Session, data: RunData, ranks: Ranks) -> Run:
     """Strategies, then optimizer and counters."""
-    strategies: list[Strategy] = []
-    for item in config.strategies:
-        name, options = name_and_options(item, "strategies")
-        strategies.append(plugins.registry.create("strategy", name, options))
-    for strategy in strategies:
-        session.model = session.unit.model = strategy.prepare(session.model, session.family)
+    strategies = make_strategies(config.strategies, plugins.registry)
+    for number, strategy in enumerate(strategies):
+        with seeded(derive_key(config.training.seed, len(session.unit.tasks), number)):
+            session.model = strategy.prepare(session.model, session.family)
+    session.unit.replace_model(session.model)
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(session.model)
     plugins.hooks.tunecore_model_built(model=session.model, config=config)
@@ -232,8 +234,8 @@ def make_trackers(config: RunConfig, plugins: Plugins) -> list[Tracker]:
 def finish(run: Run, session: Session, result: TrainResult) -> None:
     """Point ``best`` at the best checkpoint and, after the last step, write ``final`` and the report.
 
-    The session ends with the weights of the best checkpoint where there is one, in fp32: what is evaluated, predicted
-    or saved next is what naming the run folder would load.
+    The session ends with the weights of the best checkpoint where there is one, in fp32, what strategies added to the
+    model merged into it: what is evaluated, predicted or saved next is what naming the run folder would load.
     """
     best = run.best_path
     if run.ranks.is_main:
@@ -246,7 +248,11 @@ def finish(run: Run, session: Session, result: TrainResult) -> None:
     run.ranks.barrier()
     if best is not None and not result.interrupted and best.name != step_name(run.step):
         load_weights(run, best)
-    masters = run.optimizer.full_state(session.unit)
+    tensors = exported(run.strategies, session.model, run.optimizer.full_state(session.model))
+    tasks = run.optimizer.full_state(session.unit.task_modules)
+    session.model = restored(run.strategies, session.model)
+    session.unit.replace_model(session.model)
     session.unit.float()
-    session.unit.load_state_dict(masters)
+    session.model.load_state_dict(tensors)
+    session.unit.task_modules.load_state_dict(tasks)
     session.unit.eval()

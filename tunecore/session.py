@@ -203,8 +203,10 @@ class Session:
         return folder
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Write the model (with ``tensors`` in place of its own), the tokenizer, and what the head puts beside them."""
-        save_model(self.model, folder, self.tokenizer, tensors)
+        """Write the model (all of it as ``tensors`` where they are given), the tokenizer, and what the head puts beside
+        them.
+        """
+        save_model(self.model, folder, self.tokenizer, tensors, complete=tensors is not None)
         made = getattr(self.head, "files", None)
         for name, content in ({} if made is None else made(self.model, self.max_length)).items():
             path = folder / name

@@ -61,8 +61,8 @@ def assert_plugin_conforms(
     Of all: hooks (names and arguments) and options (JSON-able). Of objectives and heads: targets in range, as many
     targets summed as announced, 8 rows in one batch give the gradient of 4 batches of 2, draws depend on the stream
     alone, parameters of their own go through a state dict; of heads also facts, predictions and metrics. Of
-    strategies: plans name parameters that exist, something learns, and the state goes round. Other components are
-    made and used once.
+    strategies: plans name parameters that exist, something learns, the state goes round, also in the middle of what it
+    observes, and the saved model has the plain model's parameters. Other components are made and used once.
 
     Args:
         plugin: module or object with hooks, as an entry point would name it.

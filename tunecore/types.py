@@ -2,8 +2,8 @@
 
 Shape letters: T tokens in the batch, B sequences in the batch, L tokens of one example, N rows with a target,
 E hidden width, V vocabulary, C classes.
-Examples and batches themselves stand in ``tunecore.batch``, what they are made from in ``tunecore.reading``; their
-names can be had from here too. No torch is needed at run time.
+Examples and batches themselves stand in ``tunecore.batch``, what they are made from in ``tunecore.reading``, strategies
+in ``tunecore.strategy``; their names can be had from here too. No torch is needed at run time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from tunecore.reading import CorpusView as CorpusView
 from tunecore.reading import Generated as Generated
 from tunecore.reading import Record as Record
 from tunecore.reading import Stream as Stream
+from tunecore.strategy import ParamPlan as ParamPlan
+from tunecore.strategy import Strategy as Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,15 +71,6 @@ class Progress(NamedTuple):
     total_steps: int
     epoch: float
     total_epochs: float
-
-
-@dataclass(frozen=True, slots=True)
-class ParamPlan:
-    """How one parameter is trained. ``weight_decay`` None leaves the run's rule (none on norms and biases)."""
-
-    trainable: bool = True
-    lr_scale: float = 1.0
-    weight_decay: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,27 +319,6 @@ class Head(Protocol):
         ...
 
     def metrics(self) -> Metrics | RowMetrics:
-        ...
-
-
-@runtime_checkable
-class Strategy(Protocol):
-    """A way of fine-tuning: which parameters learn, how fast, and when. Strategies compose in a list."""
-
-    name: str
-
-    def prepare(self, model: PreTrainedModel, family: Family) -> PreTrainedModel:
-        """Called once before the optimizer is made; may wrap or change the model."""
-        ...
-
-    def plan(self, plans: Mapping[str, ParamPlan], progress: Progress) -> Mapping[str, ParamPlan]:
-        """Return changed plans by parameter name; called before the first step and after each."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         ...
 
 

@@ -71,3 +71,16 @@ def test_head_only_without_a_head_is_refused():
 def test_state_goes_round(strategy):
     strategy.load_state_dict(strategy.state_dict())
     assert strategy.state_dict() == {}
+
+
+def test_strategies_that_contradict_each_other_are_refused_before_a_run():
+    from tunecore.config import PluginsConfig
+    from tunecore.plugins import load_plugins
+    from tunecore.training.plans import make_strategies
+
+    registry = load_plugins(PluginsConfig(load=False)).registry
+    for pair in (["full", "head_only"], ["gradual_unfreezing", "head_only"], ["freeze_layers", "full"]):
+        for names in (pair, pair[::-1]):
+            with pytest.raises(ConfigError, match=rf"'{pair[0]}'.*'{pair[1]}'|'{pair[1]}'.*'{pair[0]}'"):
+                make_strategies(names, registry)
+    assert [s.name for s in make_strategies(["gradual_unfreezing", "layerwise_lr_decay", "freeze_layers"], registry)]

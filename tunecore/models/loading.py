@@ -180,6 +180,8 @@ def save_model(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
+    *,
+    complete: bool = False,
 ) -> None:
     """Write config.json, model.safetensors and the tokenizer's files, to be read by plain transformers.
 
@@ -188,13 +190,15 @@ def save_model(
         folder: made where it is missing.
         tokenizer: saved beside the model.
         state_dict: tensors by parameter name to write instead of the model's own (fp32 masters).
+        complete: ``state_dict`` is all there is to write, under the names of the plain class, whatever the model
+            holds at present (adapters in place, say).
 
     Raises:
         CheckpointError: ``state_dict`` names a tensor the model does not have.
     """
     folder = Path(folder)
-    tensors: dict[str, Tensor] = dict(model.state_dict())
-    if state_dict is not None:
+    tensors: dict[str, Tensor] = dict(state_dict or {}) if complete else dict(model.state_dict())
+    if state_dict is not None and not complete:
         strange = sorted(set(state_dict) - set(tensors))
         if strange:
             raise CheckpointError(f"{folder}: {type(model).__name__} has no tensor {strange[0]!r} to save")

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter learns at the run's own rate."""
+"""Full fine-tuning: every parameter learns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ NAME = "full"
 
 
 class Full:
-    """The strategy ``full``: changes no plan."""
+    """The strategy ``full``: changes no plan, and refuses those that freeze."""
 
     name = NAME
+    conflicts = ("head_only", "gradual_unfreezing", "freeze_layers")
 
     def __init__(self, options: NoOptions) -> None:
         self.options = options

@@ -234,7 +234,9 @@ class _Loop:
             counters.best_step, counters.evaluations_since_best = run.step, 0
         else:
             counters.evaluations_since_best += 1
-        self.log.row({f"eval/{name}": value for name, value in results.items()})
+        row = {f"eval/{name}": value for name, value in results.items()}
+        self.log.row(row)
+        run.observe(row)
         run.hooks.tunecore_evaluated(run=run, metrics=results)
         return improved
 

@@ -16,7 +16,7 @@ from tunecore.errors import ConfigError, PluginError
 from tunecore.registry import Registry, name_and_options
 from tunecore.training.distributed import Ranks
 from tunecore.training.optimizer import MasterOptimizer
-from tunecore.training.plans import combine_plans
+from tunecore.training.plans import combine_plans, combined_multiplier, observe
 from tunecore.training.precision import weight_dtype
 from tunecore.training.schedule import Schedule, with_warmup
 from tunecore.training.signals import StopSignal
@@ -168,6 +168,16 @@ class Run:
         """Ask the strategies for this step's plans and follow them; returns whether anything changed."""
         plans = combine_plans(self.optimizer.base_plans, self.strategies, self.progress)
         return self.optimizer.apply(plans)
+
+    @property
+    def multiplier(self) -> float:
+        """What the peak rate is multiplied by in the coming step: by the schedule, and by the strategies."""
+        return self.schedule(self.step, self.total_steps) * combined_multiplier(self.strategies, self.progress)
+
+    def observe(self, metrics: Mapping[str, Any]) -> None:
+        """Show the strategies what was measured, the same on every rank, and follow the plans they then have."""
+        observe(self.strategies, metrics, self.progress)
+        self.replan()
 
     def warn_untaken(self) -> None:
         """Say which states of the checkpoint no plugin has taken back."""

@@ -1,8 +1,9 @@
 """The whole state of a run in a folder, and back: weights, optimizer, counters, strategies, plugins' objects.
 
 ``model.safetensors`` (with config and tokenizer, as transformers writes them) holds fp32 masters;
-``objectives.safetensors`` the parameters of tasks that have their own; ``optimizer.safetensors`` the optimizer's
-tensors by parameter name; ``state.json`` the rest. There is no generator state: randomness is a function of the seed
+``objectives.safetensors`` the parameters of tasks that have their own; ``unmerged.safetensors`` what a strategy merged
+into the model's own tensors (adapters, and what they stand on); ``optimizer.safetensors`` the optimizer's tensors by
+parameter name; ``state.json`` the rest. There is no generator state: randomness is a function of the seed
 and the step. So a resumed run continues bit for bit on the same machine, versions, threads and ranks.
 """
 
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from tunecore.checkpoint import clean_leftovers, commit, newest_good, verify
 from tunecore.errors import CheckpointError
 from tunecore.training.optimizer import OptimizerState
+from tunecore.training.plans import exported
 from tunecore.training.run import Counters, Run
 from tunecore.training.unit import TrainUnit
 
@@ -34,13 +36,17 @@ ReadModel = Callable[[Path], Mapping[str, Tensor]]
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 OBJECTIVES_FILE = "objectives.safetensors"
+UNMERGED_FILE = "unmerged.safetensors"
 STATE_FILE = "state.json"
 FORMAT = 1
 
 
 def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
     """Write everything of a run that a process of its own needs to go on. Rank 0 calls it, inside ``commit``."""
-    save_weights(run, folder, write_model)
+    plain = _write_weights(run, folder, write_model)
+    unmerged = {n: t for n, t in run.optimizer.full_state(run.model).items() if n not in plain}
+    if unmerged:
+        save_file(_plain(unmerged), folder / UNMERGED_FILE)
     optimizer = run.optimizer.state_dict()
     save_file(_plain(optimizer.tensors), folder / OPTIMIZER_FILE)
     state = {
@@ -60,11 +66,20 @@ def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
 
 
 def save_weights(run: Run, folder: Path, write_model: WriteModel) -> None:
-    """Write the fp32 weights alone: the model in transformers' layout, and the parameters of tasks that have own."""
-    write_model(folder, run.optimizer.full_state(run.model))
+    """Write the fp32 weights alone: the model in transformers' layout, what strategies added merged into it, and the
+    parameters of tasks that have own.
+    """
+    _write_weights(run, folder, write_model)
+
+
+def _write_weights(run: Run, folder: Path, write_model: WriteModel) -> dict[str, Tensor]:
+    """As :func:`save_weights`; returns the model's tensors as written."""
+    plain = exported(run.strategies, run.model, run.optimizer.full_state(run.model))
+    write_model(folder, plain)
     objectives = _objectives_state(run)
     if objectives:
         save_file(_plain(objectives), folder / OBJECTIVES_FILE)
+    return plain
 
 
 def load_weights(run: Run, folder: Path) -> None:
@@ -74,7 +89,7 @@ def load_weights(run: Run, folder: Path) -> None:
         CheckpointError: the checkpoint is damaged or of another model.
     """
     verify(folder)
-    model = read_model_tensors(folder)
+    model = _with_unmerged(run, folder, read_model_tensors(folder))
     _check_tensors(run.model, model, folder)
     objectives = _read(folder / OBJECTIVES_FILE) if (folder / OBJECTIVES_FILE).exists() else {}
     _check_objectives(run, objectives, folder)
@@ -112,7 +127,7 @@ def load_state(run: Run, folder: Path, read_model: ReadModel | None = None) -> N
             the file or name is said and the run is as it was.
     """
     verify(folder)
-    model = (read_model or read_model_tensors)(folder)
+    model = _with_unmerged(run, folder, (read_model or read_model_tensors)(folder))
     _check_tensors(run.model, model, folder)
     objectives = _read(folder / OBJECTIVES_FILE) if (folder / OBJECTIVES_FILE).exists() else {}
     _check_objectives(run, objectives, folder)
@@ -231,6 +246,15 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         return {name: value for shard in sorted(shards) for name, value in _read(folder / shard).items()}
     return _read(folder / "model.safetensors")
+
+
+def _with_unmerged(run: Run, folder: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A checkpoint's tensors under the names of the run's model, whose strategies may hold some apart."""
+    if not (folder / UNMERGED_FILE).exists():
+        return tensors
+    unmerged = _read(folder / UNMERGED_FILE)
+    own = run.model.state_dict().keys() & tensors.keys()
+    return {name: tensors[name] for name in own} | unmerged
 
 
 def _set_strategies(run: Run, step: int, states: list[dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
         TrainingError: a loss or the gradient is not finite and ``training.on_nonfinite`` is "raise", or a task's
             count is not what its batch announced.
     """
-    clock, tally, micro_batches = Clock(), Tally(run), batches.micro_batches
+    clock, tally, micro_batches, multiplier = Clock(), Tally(run), batches.micro_batches, run.multiplier
     *counts, tokens = run.ranks.sum_ints(_announced(run, micro_batches))
     targets, weights = dict(zip(run.unit.losses, counts, strict=True)), run.loss_weights
     for index, batch in enumerate(micro_batches):
@@ -66,17 +66,17 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
             run.hooks.tunecore_before_optimizer_step(run=run)
             norm = run.optimizer.grad_norm()  # a hook may have changed the gradients
         run.optimizer.clip(norm, run.config.training.max_grad_norm)
-        run.optimizer.step(run.schedule(run.step, run.total_steps))
+        run.optimizer.step(multiplier)
     else:
         _leave_out(run, problem)
         metrics["skipped"] = 1.0
-    metrics["learning_rate"] = run.optimizer.learning_rate * run.schedule(run.step, run.total_steps)
+    metrics["learning_rate"] = run.optimizer.learning_rate * multiplier
     metrics["tokens"] = tokens
     if run.alternates:
         metrics |= {f"view/{view}": float(view in batches.views) for view in run.unit.view_weights}
     run.step += 1
     run.counters.tokens += tokens
-    run.replan()
+    run.observe(metrics)
     clock.lap("optimizer")
     metrics.update(clock.phases)
     run.hooks.tunecore_step_end(run=run, metrics=metrics)

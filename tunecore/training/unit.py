@@ -125,6 +125,12 @@ class TrainUnit(nn.Module):
             view = _view(task)
             self.view_weights[view] = self.view_weights.get(view, 0.0) + float(task.weight)
 
+    def replace_model(self, model: PreTrainedModel) -> None:
+        """Take the model as strategies made it; what is new in it runs on our ops too, and draws its own dropout."""
+        self.model = model
+        self.dropout = swap_modules(self)
+        assign_sites(self)
+
     @property
     def weights_within_views(self) -> dict[str, float]:
         """Loss name -> weight relative to its view: what a step trains by when views take turns."""
