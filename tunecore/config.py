@@ -30,6 +30,15 @@ def _fraction(owner: str, **values: float) -> None:
             raise ConfigError(f"{owner}.{name} is {value}; it must be at least 0 and below 1")
 
 
+def _warmup(owner: str, name: str, full: int, start: int | None, steps: int, least: int = 1) -> None:
+    if steps < 0:
+        raise ConfigError(f"{owner}.{name}_warmup is {steps}; it must not be negative")
+    if (start is None) != (steps == 0):
+        raise ConfigError(f"{owner}.{name}_start and {owner}.{name}_warmup go together; one of them is missing")
+    if start is not None and not least <= start <= full:
+        raise ConfigError(f"{owner}.{name}_start is {start}; it must be {least} to {owner}.{name}, {full}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Which model, from scratch or from a checkpoint."""
@@ -87,6 +96,11 @@ class DataConfig:
     """Column of the second text, for objectives over pairs; None takes "text_pair", or the second of two columns."""
     max_length: int | None = None
     """Longest sequence in tokens, special tokens included; None is 128, or what a checkpoint was trained with."""
+    max_length_start: int | None = None
+    """Longest sequence at the start of pretraining, which grows evenly to ``max_length``: what lies beyond it of a row
+    is left out in that step. None starts with ``max_length``."""
+    max_length_warmup: int = 0
+    """Steps of that warm-up."""
     normalization: Literal["none", "nfc", "nfkc"] = "nfc"
     """Unicode normal form."""
     segmenter: SegmenterName = "characters"
@@ -114,6 +128,7 @@ class DataConfig:
         _fraction("data", eval_fraction=self.eval_fraction)
         if self.length < 4:
             raise ConfigError(f"data.max_length is {self.max_length}; it must be at least 4")
+        _warmup("data", "max_length", self.length, self.max_length_start, self.max_length_warmup, least=4)
         if self.num_workers < 0 or self.min_chars < 0:
             raise ConfigError("data.num_workers and data.min_chars must not be negative")
         if self.segmenter == "lexicon" and self.lexicon is None:
@@ -140,6 +155,10 @@ class TrainingConfig:
     """Passes over the data; None with no ``steps`` is 3."""
     batch_size: int = 32
     """Rows per optimizer step, over all ranks."""
+    batch_size_start: int | None = None
+    """Rows per step at the start, doubled in even stages until ``batch_size`` is reached; None starts with that."""
+    batch_size_warmup: int = 0
+    """Steps of that warm-up."""
     max_tokens: int = 4096
     """Most tokens in one micro-batch; splitting is a matter of memory and never changes the gradient."""
     accumulation: int = 1
@@ -176,6 +195,7 @@ class TrainingConfig:
             "training", steps=self.steps, epochs=self.epochs, batch_size=self.batch_size, max_tokens=self.max_tokens,
             accumulation=self.accumulation, learning_rate=self.learning_rate, threads=self.threads,
         )
+        _warmup("training", "batch_size", self.batch_size, self.batch_size_start, self.batch_size_warmup)
         if self.warmup < 0 or self.weight_decay < 0 or self.max_grad_norm < 0:
             raise ConfigError("training.warmup, weight_decay and max_grad_norm must not be negative")
         if self.steps is not None and self.epochs is not None:
@@ -275,6 +295,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.objectives and self.head is not None:
             raise ConfigError("objectives and head are both set; pretrain and fine-tune in two runs")
+        if self.head is not None and self.data.max_length_start is not None:
+            raise ConfigError("data.max_length_start is of pretraining, whose rows can be cut; a head's cannot")
         for name, value in self.objectives.items():
             weight = value.get("weight", 1.0) if isinstance(value, Mapping) else value
             if not isinstance(weight, int | float) or not weight > 0:

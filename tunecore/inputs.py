@@ -22,9 +22,10 @@ from transformers import PreTrainedTokenizerBase
 from tunecore.config import RunConfig
 from tunecore.data.clean import Cleaner, CleaningOptions
 from tunecore.data.corpus import Corpus, build_corpus
+from tunecore.data.lengths import LengthWarmup
 from tunecore.data.lexicon import read_lexicon
 from tunecore.data.phrase_columns import phrase_options, with_phrases
-from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit
+from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit, row_length
 from tunecore.data.segmenters import make_segmenter
 from tunecore.data.sources import (
     OnBadRow,
@@ -194,15 +195,10 @@ def text_corpus(
 
 def pretrain_rows(corpus: Corpus, objectives: Sequence[Objective], config: RunConfig, *, evaluation: bool) -> RowSource:
     """Cut a corpus into the rows the objectives share, so long that the examples of each fit."""
-    length = config.data.length
-    row_length = min(getattr(objective, "row_length", _same)(length) for objective in objectives)
-    view = corpus.rows(most_structured_unit(objectives), length, row_length)
-    return PretrainRows(view, objectives, config.training.seed, evaluation=evaluation)
-
-
-def _same(length: int) -> int:
-    """A row's length where an objective keeps it."""
-    return length
+    length, start = config.data.length, config.data.max_length_start
+    view = corpus.rows(most_structured_unit(objectives), length, row_length(objectives, length))
+    lengths = None if start is None else LengthWarmup(start, length, config.data.max_length_warmup)
+    return PretrainRows(view, objectives, config.training.seed, evaluation=evaluation, lengths=lengths)
 
 
 def pretrain_data(config: RunConfig, tokenizer: Any, objectives: Sequence[Objective], registry: Registry) -> RunData:

@@ -9,7 +9,6 @@ what it made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +21,7 @@ from tunecore.checkpoint import commit
 from tunecore.config import RunConfig
 from tunecore.config_io import check_components
 from tunecore.data.loader import StepLoader, eval_batches
-from tunecore.data.order import steps_per_epoch
+from tunecore.data.order import BatchSizes, steps_per_epoch
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
@@ -167,26 +166,33 @@ def prepare_run(config: RunConfig, plugins: Plugins, session: Session, data: Run
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(session.model)
     plugins.hooks.tunecore_model_built(model=session.model, config=config)
-    per_epoch = steps_per_epoch(len(data.train), config.training.batch_size)
+    rows, sizes = len(data.train), batch_sizes(config)
     return make_run(
         config, session.unit, tokenizer=session.tokenizer, registry=plugins.registry, hooks=plugins.hooks,
-        total_steps=total_steps(config, per_epoch), steps_per_epoch=per_epoch, strategies=strategies, ranks=ranks,
+        total_steps=total_steps(config, rows), steps_per_epoch=steps_per_epoch(rows, sizes.size),
+        strategies=strategies, ranks=ranks, epoch_at=partial(sizes.epoch_at, rows),
     )  # fmt: skip
 
 
-def total_steps(config: RunConfig, per_epoch: int) -> int:
-    """Steps of the whole run."""
+def batch_sizes(config: RunConfig) -> BatchSizes:
+    """How many rows each step takes."""
+    training = config.training
+    return BatchSizes(training.batch_size, training.batch_size_start, training.batch_size_warmup)
+
+
+def total_steps(config: RunConfig, rows: int) -> int:
+    """Steps of the whole run over so many rows."""
     if config.training.steps is not None:
         return config.training.steps
     epochs = DEFAULT_EPOCHS if config.training.epochs is None else config.training.epochs
-    return max(1, math.ceil(epochs * per_epoch))
+    return batch_sizes(config).steps_of(rows, epochs)
 
 
 def make_loader(run: Run, session: Session, rows: RowSource) -> StepLoader:
     """The batches of this rank from the run's step on."""
     config = run.config
     return StepLoader(
-        rows, batch_size=config.training.batch_size, seed=config.training.seed, start_step=run.step,
+        rows, batch_size=batch_sizes(config), seed=config.training.seed, start_step=run.step,
         total_steps=run.total_steps, rank=run.rank, world_size=run.world_size,
         accumulation=config.training.accumulation, num_workers=config.data.num_workers,
         view_weights=session.unit.view_weights if run.alternates else None,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunecore.data.corpus_file import CorpusFile
+from tunecore.data.cut_rows import CutRows
 from tunecore.data.special_layout import SpecialLayout, Template
 from tunecore.data.text_pairs import SECOND_STARTS, split_texts
 from tunecore.errors import ConfigError, DataError, unknown_name
@@ -74,6 +75,7 @@ class CorpusRows:
                 f"data.max_length is {max_length}; {template.num_special} special tokens leave no room for text"
             )
         self._file, self._layout = file, layout
+        self.num_special = template.num_special
         self.unit, self.max_length = unit, max_length
         self.vocab_size, self.pad_id = layout.vocab_size, layout.pad_id
         self.cls_id, self.sep_id, self.mask_id = layout.cls_id, layout.sep_id, layout.mask_id
@@ -89,6 +91,14 @@ class CorpusRows:
 
     def __len__(self) -> int:
         return len(self._table.document)
+
+    def cut_to(self, max_length: int, row_length: int) -> CutRows:
+        """The same rows for examples of at most ``max_length`` tokens, each of at most ``row_length``.
+
+        Raises:
+            ConfigError: that leaves no room for text.
+        """
+        return CutRows(self, max_length, row_length)
 
     def __getitem__(self, row_id: int) -> Chunk:
         """Row ``row_id``: ids int64 [L]; the first token counts as the start of a word and of a sentence.

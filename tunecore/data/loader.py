@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.utils.data
 
-from tunecore.data.order import rows_of_step, steps_per_epoch
+from tunecore.data.order import BatchSizes, rows_of_step, steps_per_epoch
 from tunecore.data.packing import pack
 from tunecore.data.rows import EVALUATION_EPOCH, RowSource, examples_of, group_size, whole_groups
 from tunecore.data.views import view_of_step
@@ -66,7 +66,7 @@ class StepLoader:
 
     Args:
         rows: where examples come from.
-        batch_size: rows per optimizer step, over all ranks; the last step of an epoch may be short.
+        batch_size: rows per optimizer step, over all ranks, or how they grow; the last step of an epoch may be short.
         seed: fixes the order of rows.
         start_step: the first step to make.
         total_steps: one past the last step.
@@ -86,28 +86,31 @@ class StepLoader:
     """
 
     def __init__(
-        self, rows: RowSource, *, batch_size: int, seed: int, total_steps: int, max_tokens: int,
+        self, rows: RowSource, *, batch_size: int | BatchSizes, seed: int, total_steps: int, max_tokens: int,
         position_offset: int, pad_id: int, start_step: int = 0, rank: int = 0, world_size: int = 1,
         accumulation: int = 1, num_workers: int = 0, view: str | None = None,
         view_weights: Mapping[str, float] | None = None,
     ) -> None:
-        if batch_size < 1 or max_tokens < 1 or accumulation < 1 or num_workers < 0 or not 0 <= rank < world_size:
+        smallest = 1 if isinstance(batch_size, BatchSizes) else batch_size
+        if min(smallest, max_tokens, accumulation) < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ConfigError("batch_size, max_tokens and accumulation must be at least 1, rank below world_size")
         if len(rows) == 0:
             raise DataError("there are no rows to train on")
-        self.rows, self.seed, self.batch_size = rows, seed, batch_size
+        self.rows, self.seed = rows, seed
+        self.batch_sizes = batch_size if isinstance(batch_size, BatchSizes) else BatchSizes(batch_size)
         self.start_step, self.total_steps = start_step, total_steps
         self.rank, self.world_size = rank, world_size
         self.num_workers = num_workers
         self.views = rows.views if view is None else (view,)
         self.view_weights = view_weights
         for name in self.views:
-            if batch_size % group_size(rows, name):
-                raise ConfigError(
-                    f"training.batch_size is {batch_size}, but rows of view {name!r} go in groups of "
-                    f"{group_size(rows, name)}",
-                    hint="Make batch_size a multiple of the option group_size of the objective or head.",
-                )
+            for _, size in self.batch_sizes.stages:
+                if size % group_size(rows, name):
+                    raise ConfigError(
+                        f"training.batch_size is {size}{'' if size == self.batch_sizes.size else ' in its warm-up'}, "
+                        f"but rows of view {name!r} go in groups of {group_size(rows, name)}",
+                        hint="Make batch_size and batch_size_start multiples of the group_size of objective or head.",
+                    )
         self._packing = {
             "max_tokens": max_tokens, "position_offset": position_offset, "pad_id": pad_id,
             "min_micro_batches": accumulation,
@@ -115,19 +118,20 @@ class StepLoader:
 
     @property
     def steps_per_epoch(self) -> int:
-        return steps_per_epoch(len(self.rows), self.batch_size)
+        """Steps of one pass, at the size after any warm-up."""
+        return steps_per_epoch(len(self.rows), self.batch_sizes.size)
 
     def __len__(self) -> int:
         return max(0, self.total_steps - self.start_step)
 
     def progress(self, step: int) -> Progress:
         """How far the run is when ``step`` begins."""
-        per_epoch = self.steps_per_epoch
-        return Progress(step, self.total_steps, step / per_epoch, self.total_steps / per_epoch)
+        epochs = (self.batch_sizes.epoch_at(len(self.rows), at) for at in (step, self.total_steps))
+        return Progress(step, self.total_steps, *epochs)
 
     def step(self, step: int) -> StepBatches:
         """The batches of one step: a pure function of its number."""
-        epoch, rows = rows_of_step(len(self.rows), self.batch_size, self.seed, step)
+        epoch, rows = rows_of_step(len(self.rows), self.batch_sizes, self.seed, step)
         progress = self.progress(step)
         batches: list[PackedBatch] = []
         seen: dict[int, None] = {}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunecore.data.corpus_rows import Unit
+from tunecore.data.lengths import LengthWarmup
 from tunecore.data.streams import PhiloxStream
 from tunecore.errors import ConfigError, DataError
 from tunecore.types import CorpusView, Example, Head, IntArray, Objective, Progress, Record, Targets
@@ -67,15 +68,25 @@ class PretrainRows:
 
     Per view one objective assembles (the most structured unit; the first of the list among equals), then each of
     the view corrupts in list order. Draws depend on (seed, epoch, row id, objective) alone. With ``evaluation`` the
-    epoch is constant, and rates that move over a run stand where they end.
+    epoch is constant, and rates that move over a run stand where they end. With ``lengths`` the rows of a step are cut
+    to what it allows.
     """
 
     def __init__(
-        self, corpus: CorpusView, objectives: Sequence[Objective], seed: int, evaluation: bool = False
+        self,
+        corpus: CorpusView,
+        objectives: Sequence[Objective],
+        seed: int,
+        evaluation: bool = False,
+        lengths: LengthWarmup | None = None,
     ) -> None:
         if not objectives:
             raise ConfigError("pretraining needs at least one objective")
         self.corpus, self.seed, self.evaluation = corpus, seed, evaluation
+        self._all, self._lengths = objectives, None if evaluation else lengths
+        self._cut: dict[int, CorpusView] = {}
+        if self._lengths is not None:
+            self._cut_to(self._lengths.start)  # a length without room for text is said now
         self.views: tuple[str, ...] = tuple(dict.fromkeys(objective.view for objective in objectives))
         self._objectives = {view: [o for o in objectives if o.view == view] for view in self.views}
         self._assemblers = {view: max(found, key=_structure) for view, found in self._objectives.items()}
@@ -91,15 +102,34 @@ class PretrainRows:
         view = self.views[0] if view is None else view
         if self.evaluation:
             epoch, progress = EVALUATION_EPOCH, _AT_THE_END
+        corpus = self.corpus if self._lengths is None else self._cut_to(self._lengths.at(progress.step))
         stream = PhiloxStream(self.seed, epoch, row_id, purpose=view)
         assembler = self._assemblers[view]
-        examples = as_list(assembler.assemble(self.corpus, row_id, stream.child(f"assemble {assembler.name}")))
+        examples = as_list(assembler.assemble(corpus, row_id, stream.child(f"assemble {assembler.name}")))
         for objective in self._objectives[view]:
             draws = stream.child(objective.name)
-            examples = [objective.corrupt(example, self.corpus, draws, progress) for example in examples]
+            examples = [objective.corrupt(example, corpus, draws, progress) for example in examples]
         for example in examples:
-            _check(example, self.corpus.max_length, f"row {row_id} of the corpus (assembled by {assembler.name!r})")
+            _check(example, corpus.max_length, f"row {row_id} of the corpus (assembled by {assembler.name!r})")
         return examples
+
+    def _cut_to(self, length: int) -> CorpusView:
+        """The corpus with the end of rows left out whose examples would be longer; made once a length."""
+        if length >= self.corpus.max_length:
+            return self.corpus
+        if length not in self._cut:
+            self._cut[length] = self.corpus.cut_to(length, row_length(self._all, length))  # type: ignore[attr-defined]
+        return self._cut[length]
+
+
+def row_length(objectives: Sequence[Objective], length: int) -> int:
+    """Tokens of a row, special ones included, whose examples have at most ``length`` with every objective."""
+    return min(getattr(objective, "row_length", _same)(length) for objective in objectives)
+
+
+def _same(length: int) -> int:
+    """A row's length where an objective keeps it."""
+    return length
 
 
 def as_list(assembled: Example | Sequence[Example]) -> list[Example]:

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -91,14 +91,15 @@ class JsonlTracker:
     def __init__(self, options: JsonlOptions | None = None) -> None:
         self.options = options or JsonlOptions()
         self._file: TextIO | None = None
-        self._steps_per_epoch = 0
+        self._epoch_at: Callable[[int], float] | None = None
 
     def start(self, run: Any) -> None:
         """Open the file for appending, rows beyond the step the run starts from cut off."""
         path = Path(run.output_dir) / self.options.file
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_after(path, int(run.step))
-        self._steps_per_epoch = int(run.steps_per_epoch)
+        per_epoch = int(run.steps_per_epoch)
+        self._epoch_at = getattr(run, "epoch_at", None) or ((lambda step: step / per_epoch) if per_epoch > 0 else None)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in end)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -110,8 +111,8 @@ class JsonlTracker:
         if self._file is None:
             raise TrainingError("the jsonl tracker logs before it was started", hint="Call start(run) first.")
         row: dict[str, Any] = {"step": int(step)}
-        if "epoch" not in metrics and self._steps_per_epoch > 0:
-            row["epoch"] = round(step / self._steps_per_epoch, 4)
+        if "epoch" not in metrics and self._epoch_at is not None:
+            row["epoch"] = round(self._epoch_at(step), 4)
         row["time"] = round(time.time(), 3)
         row.update((str(k), plain(v)) for k, v in metrics.items() if k != "step")
         self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,6 +74,9 @@ class Run:
     """(step, total_steps) -> multiplier of the peak rate, warm-up included."""
     total_steps: int
     steps_per_epoch: int
+    """Of one pass over the data, at ``training.batch_size``."""
+    epoch_at: Callable[[int], float]
+    """Step -> passes over the data done when it begins."""
     ranks: Ranks = field(default_factory=Ranks)
     step: int = 0
     """Optimizer steps done."""
@@ -137,9 +140,7 @@ class Run:
     @property
     def progress(self) -> Progress:
         """How far the run is."""
-        return Progress(
-            self.step, self.total_steps, self.step / self.steps_per_epoch, self.total_steps / self.steps_per_epoch
-        )
+        return Progress(self.step, self.total_steps, self.epoch_at(self.step), self.epoch_at(self.total_steps))
 
     @property
     def best_path(self) -> Path | None:
@@ -213,6 +214,7 @@ def make_run(
     steps_per_epoch: int,
     strategies: Sequence[Strategy] = (),
     ranks: Ranks | None = None,
+    epoch_at: Callable[[int], float] | None = None,
 ) -> Run:
     """Make a run of a model whose strategies have prepared it: device, precision, optimizer, schedule, first plans.
 
@@ -226,6 +228,7 @@ def make_run(
         steps_per_epoch: steps of one pass over the data.
         strategies: already prepared.
         ranks: this process among its peers; None is a single process on the CPU.
+        epoch_at: step -> passes over the data done when it begins, where steps differ; None is by ``steps_per_epoch``.
 
     Raises:
         ConfigError: no steps, an unknown optimizer or schedule, or strategies that contradict each other.
@@ -246,7 +249,8 @@ def make_run(
     run = Run(
         config=config, unit=unit, tokenizer=tokenizer, registry=registry, hooks=hooks, strategies=tuple(strategies),
         optimizer=optimizer, schedule=with_warmup(schedule, training.warmup), total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch, ranks=ranks, stop=StopSignal(ranks),
+        steps_per_epoch=steps_per_epoch, epoch_at=epoch_at or (lambda step: step / steps_per_epoch), ranks=ranks,
+        stop=StopSignal(ranks),
     )  # fmt: skip
     run.replan()
     return run
