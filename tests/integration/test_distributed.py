@@ -25,6 +25,7 @@ engine.pretrain(
     learning_rate=0.05, optimizer="sgd", schedule="constant", warmup=0, max_tokens=256, eval_fraction=0.05,
     evaluation={"every": 2, "max_rows": 20}, checkpoint={"every": 2}, output_dir=output_dir, progress=False,
     precision="fp32", report=False,
+    strategies=[{"adaptive_lr": {"window": 1, "patience": 1, "threshold": 1e9, "factor": 0.9}}],  # falls every step
 )
 """
 
