@@ -133,7 +133,7 @@ def table(rows: Iterable[Mapping[str, Any]], strategies: Sequence[str], counts: 
 
 
 def draw(rows: Iterable[Mapping[str, Any]], strategies: Sequence[str], counts: Sequence[int], path: Path) -> None:
-    """A panel for each number of examples: every seed a dot, the mean a bar's end."""
+    """A panel for each number of examples: every seed a dot, their mean a stroke."""
     try:
         import matplotlib
     except ImportError:
@@ -150,9 +150,11 @@ def draw(rows: Iterable[Mapping[str, Any]], strategies: Sequence[str], counts: S
             [row["accuracy"] for row in rows if row["strategy"] == name and row["examples"] == count]
             for name in strategies
         ]
-        panel.barh(range(len(strategies)), [statistics.mean(v) for v in values], color="#c7d7ea", zorder=1)
+        # Marks and no bars: the axis does not begin at 0.
         for place, points in enumerate(values):
-            panel.scatter(points, [place] * len(points), s=14, color="#1f4e79", zorder=2)
+            panel.scatter(points, [place] * len(points), s=14, color="#7f9dc0")
+            panel.scatter([statistics.mean(points)], [place], s=220, color="#1f4e79", marker="|")
+        panel.grid(axis="y", alpha=0.3)
         panel.set_xlim(max(0.0, min(map(min, values)) - 0.03), min(1.0, max(map(max, values)) + 0.02))
         panel.set_title(f"{count} examples")
         panel.set_xlabel("accuracy")
