@@ -22,15 +22,14 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the bottom up. A module imports its own layer or one below; no cycle anywhere.
 LAYERS = (
     {"errors", "batch", "reading", "strategy", "types", "hookspecs", "registry"},
-    {"config", "config_io", "config_schema", "generation", "machine", "ops", "data"},
-    {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "run_folder"},
+    {"config", "config_diff", "config_io", "config_schema", "config_search", "config_stages", "machine", "ops", "data",
+     "generation", "spool"},
+    {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "locks", "run_folder"},
     {"hook_check", "plugins", "builtin"},
-    {
-        "inputs", "saved_tasks", "session", "embedding", "runner", "engine", "testing", "tiny", "conformance",
-        "strategy_checks",
-    },
+    {"inputs", "saved_tasks", "session", "embedding", "outcome", "runner", "search", "road", "reports", "engine",
+     "testing", "tiny", "conformance", "strategy_checks"},
     {"doctor", "demo", "demo_data"},
-    {"terminal", "cli_plugins", "cli", "__main__"},
+    {"terminal", "cli_plugins", "cli_templates", "cli", "__main__"},
 )
 LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
 STRANGERS = {"models", "objectives", "heads", "strategies"}

@@ -17,11 +17,9 @@ from hypothesis import strategies as st
 
 from tunecore import config as config_module
 from tunecore.config import DataConfig, RunConfig, TrainingConfig
+from tunecore.config_diff import RESUMABLE_KEYS, check_resumable, diff_configs
 from tunecore.config_io import (
-    RESUMABLE_KEYS,
     check_components,
-    check_resumable,
-    diff_configs,
     dump_config,
     load_config,
     parse_yaml,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tunecore.config_search import SearchConfig
 from tunecore.errors import ConfigError
 
 Options = Mapping[str, Any]
@@ -90,6 +91,10 @@ class DataConfig:
     """Held-out files; empty takes ``eval_fraction`` of the training documents or rows."""
     eval_fraction: float = 0.01
     """Share of documents (pretraining) or rows (fine-tuning) held out when ``eval`` is empty."""
+    split_seed: int | None = None
+    """Fixes which documents or rows those are; None is ``training.seed``."""
+    test: tuple[str, ...] = ()
+    """Files that the chosen model is measured on once, at the end; they choose nothing."""
     text: str | None = None
     """Text column of csv, tsv, jsonl and parquet files in pretraining; None takes "text", or the only column."""
     text_pair: str | None = None
@@ -265,7 +270,7 @@ class PluginsConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """One run: pretraining where ``objectives`` are given, fine-tuning where ``head`` is."""
+    """One run: pretraining where ``objectives`` are given, fine-tuning where ``head`` is; or several in ``stages``."""
 
     output_dir: str = "runs/run"
     """The run's folder; the same command again resumes what is there."""
@@ -291,12 +296,19 @@ class RunConfig:
     """What is written and shown."""
     plugins: PluginsConfig = field(default_factory=PluginsConfig)
     """Which plugins."""
+    stages: tuple[Options, ...] = ()
+    """Runs one after the other, each from the model of the one before: a ``name`` and any key of a run; what a stage
+    does not say it takes from here. The last may have a ``search``."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """A search for the best options."""
 
     def __post_init__(self) -> None:
         if self.objectives and self.head is not None:
             raise ConfigError("objectives and head are both set; pretrain and fine-tune in two runs")
         if self.head is not None and self.data.max_length_start is not None:
             raise ConfigError("data.max_length_start is of pretraining, whose rows can be cut; a head's cannot")
+        if self.stages and self.search.space:
+            raise ConfigError("stages and search.space are both set; a search is the last stage's own")
         for name, value in self.objectives.items():
             weight = value.get("weight", 1.0) if isinstance(value, Mapping) else value
             if not isinstance(weight, int | float) or not weight > 0:

@@ -22,16 +22,9 @@ import pydantic
 import yaml
 
 from tunecore.config import RunConfig
+from tunecore.config_stages import stage_name, stage_trees
 from tunecore.errors import ConfigError
 from tunecore.registry import Entry, Kind, Registry, name_and_options, parse_options, takes_a_list
-
-RESUMABLE_KEYS = frozenset({
-    "output_dir", "training.steps", "training.epochs", "training.threads", "data.num_workers", "evaluation.every",
-    "checkpoint.every", "checkpoint.keep", "tracking.every", "tracking.trackers", "tracking.progress",
-    "tracking.report",
-})  # fmt: skip
-"""Keys that may differ when a run resumes; none of them changes what an optimizer step computes. Steps and epochs
-end bit-equality with an uncut run where the schedule depends on them."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -89,11 +82,41 @@ def load_config(
     where = None if source is None or isinstance(source, Mapping) else os.fspath(source)
     data = dict(source) if isinstance(source, Mapping) else {} if where is None else _read(where)
     _check_keys(data, RunConfig, "", where)
+    _check_stage_keys(data, where)
     parsed = [_split(text) for text in overrides]
     for override in parsed:
         data = _assign(data, override.path, override.value, override.text)
         _check_keys(data, RunConfig, "", f"--set {override.text}")
-    return _validate(data, where, parsed)
+        _check_stage_keys(data, f"--set {override.text}")
+    config = _validate(data, where, parsed)
+    load_stages(config, where)
+    return config
+
+
+class Stage(NamedTuple):
+    """One stage of a run file."""
+
+    name: str
+    config: RunConfig
+    """Its run, with what it inherits; ``output_dir`` is its folder inside that of the whole."""
+
+
+def load_stages(config: RunConfig, where: str | None = None) -> tuple[Stage, ...]:
+    """The stages of a configuration, in order; none for a single run.
+
+    Raises:
+        ConfigError: a stage cannot be what it says (``config_stages``), or has a wrong type or value; it is named.
+    """
+    made: list[Stage] = []
+    try:
+        for name, tree in stage_trees(to_plain(config)):
+            try:
+                made.append(Stage(name, _validate(tree, None, ())))
+            except ConfigError as error:
+                raise ConfigError(f"stage {name!r}: {error.message}", hint=error.hint) from error
+    except ConfigError as error:
+        raise ConfigError(f"{_at(where)}{error.message}", hint=error.hint) from error
+    return tuple(made)
 
 
 class _Override(NamedTuple):
@@ -164,6 +187,16 @@ def _check_keys(node: Any, cls: type, path: str, where: str | None) -> None:
             raise ConfigError(f"{_at(where)}{dotted} is not an option; {hint}")
         if dataclasses.is_dataclass(hints[key]):
             _check_keys(value, typing.cast(type, hints[key]), f"{dotted}.", where)
+
+
+def _check_stage_keys(data: Mapping[str, Any], where: str | None) -> None:
+    """Refuse keys that a stage does not have."""
+    stages = data.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list | tuple) else ()):
+        if isinstance(stage, Mapping):
+            name = stage_name(stage, number)
+            own = {key: value for key, value in stage.items() if key != "name"}
+            _check_keys(own, RunConfig, "", f"{_at(where)}stage {name!r}")
 
 
 @cache
@@ -337,54 +370,3 @@ def dump_config(config: RunConfig) -> str:
 def to_yaml(plain: Any, **style: Any) -> str:
     """YAML that :func:`parse_yaml` reads back as the same value; ``style`` goes to ``yaml.dump``."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)
-
-
-def diff_configs(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted keys that differ; two spellings of one setting (``adamw`` and ``{adamw: {}}``) do not."""
-    before, after = _flat(_canonical(old)), _flat(_canonical(new))
-    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    # "optimizer.adamw" went from {} to having keys: the keys say it.
-    return [key for key in changed if not any(other.startswith(f"{key}.") for other in changed)]
-
-
-def check_resumable(old: RunConfig, new: RunConfig) -> None:
-    """Refuse changes that would make a resumed run another run.
-
-    Raises:
-        ConfigError: a key outside :data:`RESUMABLE_KEYS` differs; every such key is named with both values.
-    """
-    changed = [key for key in diff_configs(old, new) if key not in RESUMABLE_KEYS]
-    if changed:
-        before, after = _flat(_canonical(old)), _flat(_canonical(new))
-        listed = ", ".join(f"{key} was {before.get(key)!r} and is now {after.get(key)!r}" for key in changed)
-        raise ConfigError(
-            listed,
-            hint=f"A run that resumes may change only {', '.join(sorted(RESUMABLE_KEYS))}.",
-        )
-
-
-def _canonical(config: RunConfig) -> dict[str, Any]:
-    """The plain form with every component in its long spelling."""
-    plain: dict[str, Any] = to_plain(config)
-    plain["objectives"] = {
-        name: {"weight": 1.0, **value} if isinstance(value, dict) else {"weight": value}
-        for name, value in plain["objectives"].items()
-    }
-    plain["strategies"] = [_long(item) for item in plain["strategies"]]
-    plain["head"] = _long(plain["head"])
-    for key in ("optimizer", "schedule"):
-        plain["training"][key] = _long(plain["training"][key])
-    return plain
-
-
-def _long(value: Any) -> Any:
-    if isinstance(value, str):
-        return {value: {}}
-    return {name: options or {} for name, options in value.items()} if isinstance(value, dict) else value
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    dot = f"{prefix}." if prefix else ""
-    return {name: value for key, item in node.items() for name, value in _flat(item, f"{dot}{key}").items()}

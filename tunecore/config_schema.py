@@ -12,7 +12,7 @@ import itertools
 import re
 import textwrap
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,6 +20,7 @@ import pydantic
 
 from tunecore.config import RunConfig
 from tunecore.config_io import adapter, to_plain, to_yaml
+from tunecore.config_stages import OF_THE_WHOLE
 from tunecore.registry import Entry, Kind, Registry
 
 Schema = dict[str, Any]
@@ -99,6 +100,7 @@ def json_schema(registry: Registry) -> Schema:
         training[key] |= {"anyOf": _choice(choices[key])}
     sources = {entry.name: ref for entry, ref in choices["source"]}
     definitions["DataConfig"]["properties"]["sources"] |= {"properties": sources, **_CLOSED}
+    top["stages"] |= {"items": _stage_schema(top)}
     families = [e.name for e, _ in choices["family"]]
     definitions["ModelConfig"]["properties"]["family"]["anyOf"][0] |= {"enum": families} if families else {}
     return {"$schema": DIALECT, **schema, "title": "tunecore run"}
@@ -108,6 +110,13 @@ _CLOSED: Schema = {"additionalProperties": False}
 _WEIGHT: Schema = {
     "type": "number", "exclusiveMinimum": 0, "default": 1.0, "description": "Share of this objective in the loss."
 }  # fmt: skip
+
+
+def _stage_schema(top: Mapping[str, Schema]) -> Schema:
+    """A stage: its name, and the keys of a run file that are its own."""
+    own = {key: {"$ref": f"#/properties/{key}"} for key in top if key not in OF_THE_WHOLE}
+    name: Schema = {"type": "string", "description": "Its name, and that of its folder in output_dir."}
+    return {"type": "object", "properties": {"name": name, **own}, "required": ["name"], **_CLOSED}
 
 
 def _describe(schema: Schema, cls: type) -> None:
