@@ -87,7 +87,8 @@ def tune(fresh_environment, monkeypatch, tmp_path, capsys):
 
 
 COMMANDS = [
-    "pretrain", "finetune", "evaluate", "predict", "generate", "report", "init", "schema", "demo", "doctor", "plugins",
+    "pretrain", "finetune", "search", "run", "evaluate", "predict", "generate", "report", "init", "schema", "demo",
+    "doctor", "plugins",
 ]  # fmt: skip
 
 
@@ -106,7 +107,7 @@ def test_the_version(tune):
     assert tune("--version")[:2] == (0, f"tunecore {tunecore.__version__}\n")
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "search", "run"])
 def test_init_writes_a_file_that_starts(tune, kind):
     code, out, _ = tune("init", "new/run.yaml", "--kind", kind)
     assert code == 0 and f"tunecore {kind} new/run.yaml" in out
@@ -131,7 +132,38 @@ def test_init_overwrites_only_when_told(tune):
     assert yaml.safe_load(Path("run.yaml").read_text())["objectives"] == {"masked_lm": 1.0, "next_sentence": 1.0}
 
 
-@pytest.mark.parametrize(("command", "other"), [("pretrain", "finetune"), ("finetune", "pretrain")])
+def test_run_takes_a_file_of_any_kind(tune):
+    for kind in ("pretrain", "finetune", "search"):
+        tune("init", "--kind", kind, "--force")
+        assert tune("run", "run.yaml")[0] == 0
+        assert FakeEngine.calls[-2:] == [load_config("run.yaml"), ("run",)]
+
+
+def test_stages_and_trials_are_told(tune, monkeypatch):
+    tune("init", "--kind", "run")
+    stages = [
+        SimpleNamespace(name="adapt", skipped=True, result=RESULT),
+        SimpleNamespace(name="last", skipped=False, result=SimpleNamespace(**{**vars(RESULT), "best_metric": None})),
+    ]
+    best = SimpleNamespace(number=3, params={"training.epochs": 2})
+    more = {"stages": stages, "best": best, "trials": (1, 2), "metrics": {"test/f1": 0.5, "test/labels": ["a"]}}
+    monkeypatch.setattr(FakeEngine, "result", SimpleNamespace(**{**vars(RESULT), **more}))
+    assert tune("run", "run.yaml")[1].splitlines() == [
+        "stage adapt: was done (0.9000)", "stage last: done", "best of 2 trials: 3 (training.epochs=2)",
+        "finished at step 7 after 0:01:01; the run is in runs/road", "best checkpoint: runs/x/step-5 (0.9000)",
+        "test/f1 0.5000",
+    ]  # fmt: skip
+
+
+FILES_OF_OTHERS = [
+    (command, other)
+    for command in ("pretrain", "finetune", "search")
+    for other in ("pretrain", "finetune", "search", "run")
+    if command != other
+]
+
+
+@pytest.mark.parametrize(("command", "other"), FILES_OF_OTHERS)
 def test_a_file_of_the_other_kind_is_named(tune, command, other):
     tune("init", "--kind", other)
     code, _, err = tune(command, "run.yaml")

@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,7 +23,8 @@ from typer.core import TyperGroup
 
 import tunecore
 from tunecore.cli_plugins import plugins_app
-from tunecore.config import DataConfig, EvaluationConfig, ModelConfig, RunConfig, TrainingConfig
+from tunecore.cli_templates import TEMPLATES, Kind
+from tunecore.config import RunConfig
 from tunecore.config_io import load_config
 from tunecore.config_schema import commented_yaml, json_schema
 from tunecore.errors import ConfigError, DataError, TunecoreError
@@ -96,8 +96,8 @@ def _options(
 def pretrain(run_file: RunFile, changes: Set = None) -> None:
     """Train on text with the objectives of a run file; the same command again resumes an unfinished run."""
     config = load_config(run_file, changes or ())
-    if not config.objectives:
-        other = " It is a file for `tunecore finetune`." if config.head is not None else ""
+    if not config.objectives or config.search.space:
+        other = _other_command(config)
         raise ConfigError(f"{run_file} names no objectives.{other}", hint="Add objectives: {masked_lm: 1.0}.")
     _run(config)
 
@@ -106,10 +106,37 @@ def pretrain(run_file: RunFile, changes: Set = None) -> None:
 def finetune(run_file: RunFile, changes: Set = None) -> None:
     """Train the head of a run file on labelled rows; the same command again resumes an unfinished run."""
     config = load_config(run_file, changes or ())
-    if config.head is None:
-        other = " It is a file for `tunecore pretrain`." if config.objectives else ""
+    if config.head is None or config.search.space:
+        other = _other_command(config)
         raise ConfigError(f"{run_file} names no head.{other}", hint="Add head: sequence_classification.")
     _run(config)
+
+
+@app.command()
+def search(run_file: RunFile, changes: Set = None) -> None:
+    """Search for the best options of a run file; the same command again resumes, or shares the trials meanwhile."""
+    config = load_config(run_file, changes or ())
+    if not config.search.space:
+        hint = "Add search: {space: {training.learning_rate: {low: 1e-5, high: 1e-4, log: true}}}."
+        raise ConfigError(f"{run_file} names no search.space.{_other_command(config)}", hint=hint)
+    _run(config)
+
+
+@app.command()
+def run(run_file: RunFile, changes: Set = None) -> None:
+    """Run whatever a run file describes: its stages, a search, pretraining or fine-tuning; again to resume."""
+    _run(load_config(run_file, changes or ()))
+
+
+def _other_command(config: RunConfig) -> str:
+    """The command a run file is for."""
+    if config.stages:
+        command = "run"
+    elif config.search.space:
+        command = "search"
+    else:
+        command = "finetune" if config.head is not None else "pretrain" if config.objectives else ""
+    return f" It is a file for `tunecore {command}`." if command else ""
 
 
 def _run(config: RunConfig) -> None:
@@ -124,9 +151,19 @@ def _run(config: RunConfig) -> None:
 def _outcome(result: Any, folder: str) -> Iterator[str]:
     """What became of a run, and where it lies."""
     how = "stopped" if result.interrupted else "finished"
+    for stage in getattr(result, "stages", ()):
+        ended = "was done" if stage.skipped else "stopped" if stage.result.interrupted else "done"
+        score = "" if stage.result.best_metric is None else f" ({stage.result.best_metric:.4f})"
+        yield f"stage {stage.name}: {ended}{score}"
+    if getattr(result, "best", None) is not None:
+        tried = ", ".join(f"{name}={value}" for name, value in result.best.params.items())
+        yield f"best of {len(result.trials)} trials: {result.best.number} ({tried})"
     yield f"{how} at step {result.steps} after {timedelta(seconds=round(result.seconds))}; the run is in {folder}"
     if result.best_path is not None and result.best_metric is not None:
         yield f"best checkpoint: {result.best_path} ({result.best_metric:.4f})"
+    for name, value in result.metrics.items():
+        if name.startswith("test/") and isinstance(value, int | float):
+            yield f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
     if result.interrupted:
         yield "the same command resumes it"
 
@@ -255,39 +292,13 @@ def _stdin_lines() -> list[str]:
 @app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]) -> None:
     """Draw report.html of a run anew, from its metrics."""
-    out.print(escape(str(part("tracking.report").write_report(run))))
-
-
-class Kind(StrEnum):
-    """What a new run file is for."""
-
-    pretrain = "pretrain"
-    finetune = "finetune"
-
-
-TEMPLATES = {
-    Kind.pretrain: RunConfig(
-        output_dir="runs/pretrain",
-        model=ModelConfig(family="bert", size="mini"),
-        data=DataConfig(train=("corpus/*.txt",)),
-        objectives={"masked_lm": 1.0, "next_sentence": 1.0},
-        training=TrainingConfig(steps=2000),
-    ),
-    Kind.finetune: RunConfig(
-        output_dir="runs/finetune",
-        model=ModelConfig(checkpoint="runs/pretrain"),
-        data=DataConfig(train=("train.csv",), eval=("dev.csv",)),
-        head={"sequence_classification": {"text": "text", "label": "label"}},
-        training=TrainingConfig(epochs=3, learning_rate=3e-5),
-        evaluation=EvaluationConfig(patience=3),
-    ),
-}
+    out.print(escape(str(part("reports").draw(run))))
 
 
 @app.command()
 def init(
     path: Annotated[Path, typer.Argument(metavar="[RUN.YAML]", help="The file to write.")] = Path("run.yaml"),
-    kind: Annotated[Kind, typer.Option(help="What the run is for.")] = Kind.pretrain,
+    kind: Annotated[Kind, typer.Option(help="The command it is for; run has several stages.")] = Kind.pretrain,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Write a run file in which every option is explained."""

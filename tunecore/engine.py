@@ -11,7 +11,6 @@ engine.evaluate("dev.csv"), engine.predict(["a fine film"]), engine.save("my-mod
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,51 +22,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecore.config import ModelConfig, RunConfig
 from tunecore.config_io import load_config
+from tunecore.config_options import with_options
+from tunecore.config_search import SearchConfig
 from tunecore.embedding import embed
 from tunecore.errors import ConfigError
-from tunecore.inputs import Data, as_paths, temporary_paths, train_tokenizer_on
+from tunecore.inputs import train_tokenizer_on
 from tunecore.plugins import Plugins, load_plugins
+from tunecore.registry import name_and_options
+from tunecore.road import RoadResult, run_road
 from tunecore.run_folder import resolve_model
 from tunecore.runner import fit
+from tunecore.search.result import SearchResult
+from tunecore.search.search import run_search
 from tunecore.session import Session, open_session
+from tunecore.spool import Data, as_paths, class_names, temporary_paths
 from tunecore.training.loop import TrainResult
 from tunecore.types import Prediction
-
-SECTIONS = ("model", "tokenizer", "data", "training", "evaluation", "checkpoint", "tracking", "plugins")
-
-
-def _flat_options() -> dict[str, str]:
-    """Option name -> its section, for the names that only one section has."""
-    owners: dict[str, list[str]] = {}
-    defaults = RunConfig()
-    for section in SECTIONS:
-        for field in dataclasses.fields(getattr(defaults, section)):
-            owners.setdefault(field.name, []).append(section)
-    return {name: sections[0] for name, sections in owners.items() if len(sections) == 1}
-
-
-def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
-    """Return ``config`` with options set: a field of any section by its bare name (``batch_size=64``), a whole
-    section as a mapping (``evaluation={"every": 100}``), or a top-level field.
-
-    Raises:
-        ConfigError: an unknown option (the nearest is named) or a value out of range.
-    """
-    tree = dataclasses.asdict(config)
-    flat = _flat_options()
-    for name, value in options.items():
-        if name in SECTIONS:
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{name} is a section; give it a mapping, such as {name}={{...}}")
-            tree[name].update(value)
-        elif name in tree:
-            tree[name] = value
-        elif name in flat:
-            tree[flat[name]][name] = value
-        else:
-            near = difflib.get_close_matches(name, [*flat, *tree], n=3)
-            raise ConfigError(f"unknown option {name!r}. {'Did you mean ' + ', '.join(near) + '?' if near else ''}")
-    return load_config(tree, [])
 
 
 class Engine:
@@ -92,9 +62,13 @@ class Engine:
         self._session: Session | None = None
 
     @classmethod
-    def from_config(cls, config: RunConfig) -> Engine:
-        """An engine for one run described by a config; :meth:`run` runs or resumes it."""
-        return cls(config)
+    def from_config(cls, config: RunConfig | str | os.PathLike[str] | Mapping[str, Any]) -> Engine:
+        """An engine for what a run file (or a mapping of its shape) describes; :meth:`run` runs or resumes it.
+
+        Raises:
+            ConfigError: the file is missing, or something in it is wrong.
+        """
+        return cls(config if isinstance(config, RunConfig) else load_config(config))
 
     @classmethod
     def from_scratch(
@@ -165,6 +139,7 @@ class Engine:
         *,
         objectives: Mapping[str, Any] | Sequence[str] | None = None,
         eval: Data | None = None,
+        test: Data | None = None,
         output_dir: str | os.PathLike[str] = "runs/pretrain",
         **options: Any,
     ) -> TrainResult:
@@ -175,6 +150,7 @@ class Engine:
             objectives: name -> weight or options; None is masked_lm, causal_lm for a decoder, span_corruption for T5,
                 denoising for BART.
             eval: held-out text; None holds out ``eval_fraction`` of the documents.
+            test: text the chosen model is measured on at the end; see ``TrainResult.metrics``, names with ``test/``.
             output_dir: the run's folder.
             options: any option of :class:`tunecore.RunConfig` (steps, batch_size, learning_rate ...).
         """
@@ -183,13 +159,14 @@ class Engine:
         if objectives is None:
             objectives = self.config.objectives or {self._default_objective(): 1.0}
         chosen = {"objectives": objectives, "head": None, "output_dir": os.fspath(output_dir)}
-        return self._start(data, eval, {**chosen, **options})
+        return self._fit(self._prepared({"train": data, "eval": eval, "test": test}, {**chosen, **options}))
 
     def finetune(
         self,
         train: Data | None = None,
         *,
         eval: Data | None = None,
+        test: Data | None = None,
         head: str | Mapping[str, Any] | None = None,
         strategies: Sequence[str | Mapping[str, Any]] = (),
         output_dir: str | os.PathLike[str] = "runs/finetune",
@@ -200,6 +177,7 @@ class Engine:
         Args:
             train: csv, tsv, jsonl or parquet files, or an iterable of dicts; None takes the config's.
             eval: held-out rows; None holds out ``eval_fraction`` of the rows.
+            test: rows the chosen model is measured on at the end; see ``TrainResult.metrics``, names with ``test/``.
             head: a name or {name: options}; None takes the engine's, or sequence_classification.
             strategies: names or {name: options}; none trains everything.
             output_dir: the run's folder.
@@ -207,16 +185,56 @@ class Engine:
         """
         head = head or self.config.head or "sequence_classification"
         chosen = {"objectives": {}, "head": head, "strategies": tuple(strategies), "output_dir": os.fspath(output_dir)}
-        return self._start(train, eval, {**chosen, **options})
+        return self._fit(self._prepared({"train": train, "eval": eval, "test": test}, {**chosen, **options}))
 
-    def run(self) -> TrainResult:
-        """Run, or resume, what the config describes."""
+    def search(
+        self,
+        train: Data | None = None,
+        *,
+        space: Mapping[str, Any] | None = None,
+        eval: Data | None = None,
+        test: Data | None = None,
+        output_dir: str | os.PathLike[str] = "runs/search",
+        **options: Any,
+    ) -> SearchResult:
+        """Search for the best options of a run: many runs, of which the best one's model becomes this engine's.
+
+        The same call again resumes an unfinished search, and in another process at the same time it shares the trials.
+
+        Args:
+            train: as for :meth:`finetune`, or :meth:`pretrain` where the engine has objectives.
+            space: dotted option -> a list of values, or a range {"low": ..., "high": ..., "log": True}; None takes the
+                config's.
+            eval: held-out rows the trials are compared on; None holds out ``eval_fraction`` of the rows.
+            test: rows the final model is measured on.
+            output_dir: the search's folder, with each trial in a folder of its own.
+            options: any option of :class:`tunecore.RunConfig`; ``search={"trials": 30, "pruner": "median"}``.
+
+        Raises:
+            ConfigError: optuna is not installed (``pip install 'tunecore[search]'``), or an option is wrong.
+        """
+        chosen: dict[str, Any] = {"output_dir": os.fspath(output_dir), **options}
+        if options.get("head") or not (options.get("objectives") or self.config.objectives):
+            chosen |= {"objectives": {}, "head": options.get("head") or self.config.head or "sequence_classification"}
+        elif options.get("objectives"):
+            chosen["head"] = None
+        if space is not None:
+            chosen["search"] = {**chosen.get("search", {}), "space": space}
+        return self._search(self._prepared({"train": train, "eval": eval, "test": test}, chosen))
+
+    def run(self) -> TrainResult | SearchResult | RoadResult:
+        """Run, or resume, what the config describes: one run, a search, or the stages of a road."""
+        if self.config.stages:
+            road = run_road(self.config, self.plugins, self._tokenizer)
+            if not road.interrupted:
+                self._start_next_from(self.config, road.head)
+            return road
         if not self.config.objectives and self.config.head is None:
             raise ConfigError(
                 "the config has neither objectives nor a head, so there is nothing to train",
                 hint="Set objectives: {masked_lm: 1.0} to pretrain, or head: sequence_classification to fine-tune.",
             )
-        return self._fit(self.config)
+        return self._search(self.config) if self.config.search.space else self._fit(self.config)
 
     def evaluate(self, data: Data, **options: Any) -> dict[str, Any]:
         """Loss and metrics on labelled rows (with a head), or losses on text (after pretraining).
@@ -311,19 +329,40 @@ class Engine:
             family = self.session.family
         return getattr(family, "default_objective", "causal_lm" if family.causal else "masked_lm")
 
-    def _start(self, train: Data | None, held_out: Data | None, options: Mapping[str, Any]) -> TrainResult:
+    def _prepared(self, data: Mapping[str, Data | None], options: Mapping[str, Any]) -> RunConfig:
+        """The config of a run with its options, and with data in memory written to its folder."""
+        options = self._with_class_names(data.get("train"), options)
         config = with_options(self.config, options)
         spool = Path(config.output_dir) / "data"
-        paths: dict[str, Any] = {}
-        if train is not None:
-            paths["train"] = as_paths(train, spool, "train")
-        if held_out is not None:
-            paths["eval"] = as_paths(held_out, spool, "eval")
-        return self._fit(with_options(config, {"data": paths}))
+        paths = {name: as_paths(given, spool, name) for name, given in data.items() if given is not None}
+        return with_options(config, {"data": paths})
 
     def _fit(self, config: RunConfig) -> TrainResult:
         result, self._session = fit(config, self.plugins, self._tokenizer)
-        # What is trained next starts from here.
-        self.config = dataclasses.replace(config, model=ModelConfig(checkpoint=config.output_dir))
+        self._start_next_from(config, config.head)
         self._tokenizer = self._session.tokenizer
         return result
+
+    def _search(self, config: RunConfig) -> SearchResult:
+        result = run_search(config, self.plugins, self._tokenizer)
+        if not result.interrupted:
+            self._session = None
+            self._start_next_from(config, config.head)
+        return result
+
+    def _start_next_from(self, config: RunConfig, head: str | Mapping[str, Any] | None) -> None:
+        """What is trained, evaluated or saved next starts from the model in ``output_dir``."""
+        model = ModelConfig(checkpoint=config.output_dir)
+        self.config = dataclasses.replace(config, model=model, head=head, stages=(), search=SearchConfig())
+
+    def _with_class_names(self, data: Data | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``options`` with the label names that a ``datasets`` object gives its label column, in its order."""
+        if data is None or not options.get("head"):
+            return options
+        name, given = name_and_options(options["head"], "head")
+        fields = dataclasses.fields(self.plugins.registry.entry("head", name).options)
+        known = {field.name: field.default for field in fields}
+        if not {"label", "labels"} <= known.keys() or given.get("labels"):
+            return options
+        names = class_names(data, str(given.get("label", known["label"])))
+        return options if names is None else {**options, "head": {name: {**given, "labels": names}}}

@@ -1,19 +1,12 @@
-"""From what a user hands over (paths, globs, iterables, dataset objects) to tokenizer, corpus and rows.
-
-Data in memory is written once to a jsonl file and from there on is a file like any other: a run that is resumed
-reads the same bytes, and memory stays flat.
-"""
+"""From files to tokenizer, corpus and rows."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +18,7 @@ from tunecore.data.corpus import Corpus, build_corpus
 from tunecore.data.lengths import LengthWarmup
 from tunecore.data.lexicon import read_lexicon
 from tunecore.data.phrase_columns import phrase_options, with_phrases
-from tunecore.data.rows import PretrainRows, RowSource, most_structured_unit, row_length
+from tunecore.data.rows import PretrainRows, RowSource, TaskRows, most_structured_unit, row_length
 from tunecore.data.segmenters import make_segmenter
 from tunecore.data.sources import (
     OnBadRow,
@@ -40,78 +33,9 @@ from tunecore.data.sources import (
 from tunecore.data.streams import PhiloxStream
 from tunecore.data.tokenizer import train_tokenizer
 from tunecore.errors import ConfigError, DataError
-from tunecore.registry import Registry
+from tunecore.registry import Registry, name_and_options
+from tunecore.spool import Data, temporary_paths
 from tunecore.types import Head, Objective, Record, Source
-
-Data = str | os.PathLike[str] | Iterable[Any]
-"""A path or glob, a sequence of those, or an iterable of texts (str) or rows (dict)."""
-
-
-def is_paths(data: Data) -> bool:
-    """Whether ``data`` names files: a str or Path, or a sequence whose first item is a Path, an existing file or
-    folder, or a pattern that matches one. Any other iterable is texts or rows.
-    """
-    if isinstance(data, str | os.PathLike):
-        return True
-    if not isinstance(data, Sequence) or not data:
-        return False
-    first = data[0]
-    if isinstance(first, os.PathLike):
-        return True
-    # A text is hardly ever the name of an existing file; over-long names make the system call fail.
-    return isinstance(first, str) and len(first) < 1024 and "\n" not in first and _names_files(first)
-
-
-def _names_files(pattern: str) -> bool:
-    try:
-        return os.path.exists(pattern) or bool(expand_paths([pattern]))
-    except (DataError, OSError, ValueError):
-        return False
-
-
-def as_paths(data: Data, spool: Path, name: str) -> tuple[str, ...]:
-    """The paths of ``data``; what is in memory is written to ``spool/NAME.jsonl`` first.
-
-    Raises:
-        DataError: an item is neither a str nor a mapping, or there is none.
-    """
-    if is_paths(data):
-        items = [data] if isinstance(data, str | os.PathLike) else list(data)
-        return tuple(os.fspath(item) for item in items)
-    spool.mkdir(parents=True, exist_ok=True)
-    path = spool / f"{name}.jsonl"
-    temporary = path.with_suffix(f".{os.getpid()}")
-    count = 0
-    with open(temporary, "w", encoding="utf-8") as file:
-        for count, item in enumerate(data, start=1):  # type: ignore[arg-type]
-            file.write(json.dumps(_row(item, name, count), ensure_ascii=False, default=_plain) + "\n")
-    if count == 0:
-        temporary.unlink()
-        raise DataError(f"{name}: the data given holds no row")
-    os.replace(temporary, path)
-    return (str(path),)
-
-
-def _row(item: Any, name: str, count: int) -> Mapping[str, Any]:
-    if isinstance(item, str):
-        return {"text": item}
-    if isinstance(item, Mapping):
-        return dict(item)
-    raise DataError(f"{name}: item {count} is {type(item).__name__}; give str or dict")
-
-
-def _plain(value: Any) -> Any:
-    """JSON for the scalars of numpy and torch."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise DataError(f"a value of type {type(value).__name__} cannot be kept as JSON")
-
-
-@contextmanager
-def temporary_paths(data: Data, name: str) -> Iterator[tuple[str, ...]]:
-    """The paths of ``data`` for as long as the context lasts."""
-    with TemporaryDirectory(prefix="tunecore-") as folder:
-        yield as_paths(data, Path(folder), name)
 
 
 class RunData(NamedTuple):
@@ -122,6 +46,8 @@ class RunData(NamedTuple):
     """None where nothing is held out."""
     summary: dict[str, Any]
     """JSON for reports; ``digest`` is what a resumed run compares."""
+    test: RowSource | None = None
+    """What the chosen model is measured on at the end; None where there is nothing to test on."""
 
 
 def sources_of(registry: Registry, config: RunConfig) -> dict[str, Source]:
@@ -215,7 +141,7 @@ def pretrain_data(config: RunConfig, tokenizer: Any, objectives: Sequence[Object
     if config.data.eval:
         held_out = text_corpus(config.data.eval, tokenizer, objectives, config, registry)
     elif config.data.eval_fraction > 0:
-        corpus, held_out = corpus.split(config.data.eval_fraction, config.training.seed)
+        corpus, held_out = corpus.split(config.data.eval_fraction, split_seed(config))
     parts = {"train": corpus, **({} if held_out is None else {"eval": held_out})}
     summary = {name: part.summary for name, part in parts.items()}
     digest = _digest([part.digest for part in parts.values()])
@@ -224,6 +150,11 @@ def pretrain_data(config: RunConfig, tokenizer: Any, objectives: Sequence[Object
         eval=None if held_out is None else pretrain_rows(held_out, objectives, config, evaluation=True),
         summary={**summary, "digest": digest},
     )
+
+
+def split_seed(config: RunConfig) -> int:
+    """What fixes the documents or rows that are held out."""
+    return config.training.seed if config.data.split_seed is None else config.data.split_seed
 
 
 def head_records(
@@ -265,6 +196,26 @@ def _accepted(
             summary.skip(record, reason, on_bad_row)
 
 
+def evaluation_rows(
+    paths: Sequence[str],
+    config: RunConfig,
+    registry: Registry,
+    tokenizer: Any,
+    head: Head | None,
+    objectives: Sequence[Objective],
+) -> RowSource:
+    """Rows to measure a model on: of its head, else of its objectives.
+
+    Raises:
+        DataError: a file cannot be read, lacks a column, or has no usable row.
+    """
+    if head is not None:
+        records, _ = head_records(paths, head, config, registry)
+        return TaskRows(records, head, tokenizer, config.data.length, keep_records=True)
+    corpus = text_corpus(paths, tokenizer, objectives, config, registry)
+    return pretrain_rows(corpus, objectives, config, evaluation=True)
+
+
 def task_records(
     config: RunConfig, head: Head, registry: Registry
 ) -> tuple[list[Record], list[Record], dict[str, Any]]:
@@ -283,7 +234,7 @@ def task_records(
         held_out, read = head_records(config.data.eval, head, config, registry)
         summary["eval"] = read.as_dict()
     elif (count := round(len(train) * config.data.eval_fraction)) > 0:
-        order = PhiloxStream(config.training.seed, purpose="held-out rows").permutation(len(train))
+        order = PhiloxStream(split_seed(config), purpose="held-out rows").permutation(len(train))
         chosen = np.zeros(len(train), dtype=bool)
         chosen[order[:count]] = True
         held_out = [record for record, out in zip(train, chosen, strict=True) if out]
@@ -293,6 +244,28 @@ def task_records(
         json.dumps(record.fields, sort_keys=True, default=str) for record in (*train, *held_out)
     )
     return train, held_out, summary
+
+
+def look_at_data(config: RunConfig, registry: Registry) -> dict[str, Any] | None:
+    """Find what is wrong with a run's files before anything is trained, as far as that is cheap.
+
+    Labelled files are read whole, the test's too, and their summary is returned; of text it is seen that it is there.
+
+    Raises:
+        ConfigError: no training data is named.
+        DataError: a file is not there, cannot be read, lacks a column, or has a label that cannot be.
+    """
+    named = [path for paths in (config.data.train, config.data.eval, config.data.test) for path in paths]
+    if named:
+        expand_paths(named, tuple(sources_of(registry, config)))
+    if config.head is None:
+        return None
+    head = registry.create("head", *name_and_options(config.head, "head"))
+    train, _, summary = task_records(config, head, registry)
+    head.load(head.prepare(train))
+    if config.data.test:
+        head_records(config.data.test, head, config, registry)
+    return summary
 
 
 def _digest(parts: Iterable[str]) -> str:

@@ -15,7 +15,8 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
@@ -97,7 +98,22 @@ class Hooks:
     """
 
     def __init__(self, manager: pluggy.PluginManager) -> None:
+        self._manager = manager
         self._hook = manager.hook
+
+    @contextmanager
+    def joined_by(self, plugin: Any) -> Iterator[None]:
+        """Call the hooks of one more object too, for as long as the context lasts.
+
+        Raises:
+            PluginError: a hook of it is misspelt or takes an argument that is not there.
+        """
+        proxy = proxy_of(plugin, type(plugin).__name__)
+        self._manager.register(proxy)
+        try:
+            yield
+        finally:
+            self._manager.unregister(proxy)
 
     def tunecore_configure(self, *, config: Any) -> Any:
         """Hand the configuration from plugin to plugin; return the last one given back."""

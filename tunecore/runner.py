@@ -26,9 +26,10 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, TunecoreError
-from tunecore.inputs import RunData, pretrain_data, task_records, train_tokenizer_on
+from tunecore.inputs import RunData, evaluation_rows, pretrain_data, task_records, train_tokenizer_on
 from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
 from tunecore.ops._native import tune_allocator
+from tunecore.outcome import with_test
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import FINAL, claim, record_best, record_config, record_data, resolve_model
@@ -41,6 +42,7 @@ from tunecore.training.evaluate import evaluate
 from tunecore.training.loop import TrainResult, train
 from tunecore.training.plans import exported, make_strategies, restored
 from tunecore.training.run import Run, make_run, step_name
+from tunecore.training.signals import StopSignal
 from tunecore.training.state import (
     load_weights,
     make_saver,
@@ -90,7 +92,7 @@ def fit(
             save=make_saver(run, model_writer(session), saved_facts(plugins, data)),
             trackers=make_trackers(config, plugins) if ranks.is_main else (),
         )
-        finish(run, session, result)
+        result = finish(run, session, result, data)
     return result, session
 
 
@@ -136,8 +138,9 @@ def prepare_data(
     config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase, folder: Path, ranks: Ranks
 ) -> tuple[RunData, Head | None, Mapping[str, Any]]:
     """Rows for training and evaluation; of a fine-tuning run also the head and what it learnt of the labels."""
+    objectives = objectives_of(config, plugins)
     if config.head is None:
-        data = pretrain_data(config, tokenizer, objectives_of(config, plugins), plugins.registry)
+        data = pretrain_data(config, tokenizer, objectives, plugins.registry)
         head, facts = None, {}
     else:
         name, options = name_and_options(config.head, "head")
@@ -149,6 +152,9 @@ def prepare_data(
         held_out = TaskRows(eval_records, head, tokenizer, length, keep_records=True) if eval_records else None
         train = TaskRows(train_records, head, tokenizer, length, seed=config.training.seed)
         data = RunData(train, held_out, {**summary, **facts})
+    if config.data.test:  # read now: a mistake in it must not be found after the training
+        test = evaluation_rows(config.data.test, config, plugins.registry, tokenizer, head, objectives)
+        data = data._replace(test=test)
     if ranks.is_main:
         # Only a run whose data can be used is recorded: a mistake in a path leaves no run behind.
         record_data(folder, data.summary)
@@ -204,19 +210,30 @@ def make_evaluate(run: Run, session: Session, rows: RowSource | None) -> Callabl
     """What measures the run on its held-out rows."""
     if rows is None:
         return None
-    config = run.config
+    max_rows = run.config.evaluation.max_rows if session.head is None else None
+    return partial(measure, session, rows, run.config, run.ranks, max_rows=max_rows, stop=run.stop)
 
-    def measure() -> Mapping[str, Any]:
-        batches = eval_batches(
-            rows, rank=run.rank, world_size=run.world_size,
-            max_rows=config.evaluation.max_rows if session.head is None else None,
-            **session.packing(config.training.max_tokens),
-        )  # fmt: skip
-        answers = session.answers_to(rows, config, ranks=run.ranks)
-        metrics = session.metrics_over(rows)
-        return evaluate(session.unit, batches, metrics, ranks=run.ranks, stop=run.stop, answers=answers)
 
-    return measure
+def measure(
+    session: Session,
+    rows: RowSource,
+    config: RunConfig,
+    ranks: Ranks,
+    *,
+    max_rows: int | None = None,
+    all_answers: bool = False,
+    stop: StopSignal | None = None,
+) -> dict[str, Any]:
+    """Losses, and the head's metrics, over rows, each rank taking its share.
+
+    A head that generates answers as many rows as it says, or with ``all_answers`` all of them.
+    """
+    batches = eval_batches(
+        rows, rank=ranks.rank, world_size=ranks.world_size, max_rows=max_rows,
+        **session.packing(config.training.max_tokens),
+    )  # fmt: skip
+    answers = session.answers_to(rows, config, ranks=ranks, all_rows=all_answers)
+    return evaluate(session.unit, batches, session.metrics_over(rows), ranks=ranks, stop=stop, answers=answers)
 
 
 def model_writer(session: Session) -> Callable[[Path, Mapping[str, Any]], None]:
@@ -237,11 +254,12 @@ def make_trackers(config: RunConfig, plugins: Plugins) -> list[Tracker]:
     return [plugins.registry.create("tracker", name) for name in dict.fromkeys(names)]
 
 
-def finish(run: Run, session: Session, result: TrainResult) -> None:
-    """Point ``best`` at the best checkpoint and, after the last step, write ``final`` and the report.
+def finish(run: Run, session: Session, result: TrainResult, data: RunData) -> TrainResult:
+    """Point ``best`` at the best checkpoint and, after the last step, write ``final``, test, and write the report.
 
     The session ends with the weights of the best checkpoint where there is one, in fp32, what strategies added to the
-    model merged into it: what is evaluated, predicted or saved next is what naming the run folder would load.
+    model merged into it: what is evaluated, predicted or saved next is what naming the run folder would load. Returns
+    the result with the test's metrics.
     """
     best = run.best_path
     if run.ranks.is_main:
@@ -249,8 +267,6 @@ def finish(run: Run, session: Session, result: TrainResult) -> None:
         if not result.interrupted:
             write = partial(save_weights, run, write_model=model_writer(session))
             commit(run.output_dir, FINAL, write, manifest_info(run))
-        if run.config.tracking.report:
-            write_report(run.output_dir)
     run.ranks.barrier()
     if best is not None and not result.interrupted and best.name != step_name(run.step):
         load_weights(run, best)
@@ -262,3 +278,9 @@ def finish(run: Run, session: Session, result: TrainResult) -> None:
     session.model.load_state_dict(tensors)
     session.unit.task_modules.load_state_dict(tasks)
     session.unit.eval()
+    if not result.interrupted:
+        test = partial(measure, session, data.test, run.config, run.ranks, all_answers=True) if data.test else None
+        result = with_test(result, run.config, run.ranks, test)
+    if run.ranks.is_main and run.config.tracking.report:
+        write_report(run.output_dir)
+    return result

@@ -27,7 +27,7 @@ from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.generation import split_options
-from tunecore.inputs import head_records, pretrain_rows, text_corpus
+from tunecore.inputs import evaluation_rows
 from tunecore.models.folder import read_config
 from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
@@ -64,13 +64,8 @@ class Session:
         Raises:
             DataError: a row lacks a column or has a label the model does not know.
         """
-        if self.head is not None:
-            records, _ = head_records(paths, self.head, config, self.plugins.registry)
-            rows: RowSource = TaskRows(records, self.head, self.tokenizer, self.max_length, keep_records=True)
-        else:
-            config = replace(config, data=replace(config.data, max_length=self.max_length))
-            corpus = text_corpus(paths, self.tokenizer, self.objectives, config, self.plugins.registry)
-            rows = pretrain_rows(corpus, self.objectives, config, evaluation=True)
+        config = replace(config, data=replace(config.data, max_length=self.max_length))
+        rows = evaluation_rows(paths, config, self.plugins.registry, self.tokenizer, self.head, self.objectives)
         batches = eval_batches(rows, **self.packing(config.training.max_tokens))
         answers = self.answers_to(rows, config, all_rows=True)
         return evaluate(self.unit, batches, self.metrics_over(rows), answers=answers)

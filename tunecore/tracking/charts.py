@@ -105,16 +105,16 @@ class _Frame(NamedTuple):
         return "M" + "L".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in points)
 
 
-def _axes(frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> Iterator[str]:
+def _axes(frame: _Frame, x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[float]) -> Iterator[str]:
     for y in y_ticks:
         _, py = frame.at(frame.x_low, y)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>'
         yield f'<text class="tick" x="{LEFT - 6}" y="{py + 4:.1f}" text-anchor="end">{tick_text(y)}</text>'
-    for x in x_ticks:
+    for x, text in x_ticks:
         if frame.x_low <= x <= frame.x_high:
             px, _ = frame.at(x, frame.y_low)
             anchor = "end" if px > WIDTH - RIGHT - 14 else "middle"
-            yield f'<text class="tick" x="{px:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick_text(x)}</text>'
+            yield f'<text class="tick" x="{px:.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _line(frame: _Frame, series: Series, colour: int) -> Iterator[str]:
@@ -157,7 +157,7 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "") -> str:
     y_ticks = ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     frame = _Frame(x_low, x_high if x_high > x_low else x_low + 1, y_ticks[0], y_ticks[-1])
-    body = [*_axes(frame, ticks(x_low, frame.x_high), y_ticks)]
+    body = [*_axes(frame, [(x, tick_text(x)) for x in ticks(x_low, frame.x_high)], y_ticks)]
     for i, one in enumerate(series):
         body.extend(_line(frame, one, i % NUM_COLOURS))
     notes = [note] if note else []
@@ -172,6 +172,66 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "") -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
         f"{caption}</figure>"
     )
+
+
+class Point(NamedTuple):
+    """One point of a scatter chart; ``label`` shows under the pointer, ``colour`` is one of NUM_COLOURS."""
+
+    x: float
+    y: float
+    label: str
+    colour: int = 0
+
+
+def scatter_chart(
+    title: str, points: Sequence[Point], *, log: bool = False, names: Sequence[str] | None = None, note: str = ""
+) -> str:
+    """A figure of points; "" where there are none.
+
+    Args:
+        title: plain text.
+        points: those with a value that is not finite are left out.
+        log: the x axis counts in powers of ten; every x is above 0.
+        names: x counts into these names instead of being a number.
+        note: a line below.
+    """
+    points = [point for point in points if math.isfinite(point.y)]
+    if not points:
+        return ""
+    y_ticks = ticks(min(p.y for p in points), max(p.y for p in points))
+    if names is not None:
+        places = [(float(i), _shortened(name, len(names))) for i, name in enumerate(names)]
+        frame = _Frame(-0.5, len(names) - 0.5, y_ticks[0], y_ticks[-1])
+    else:
+        across = [math.log10(p.x) if log else p.x for p in points]
+        low, high = min(across), max(across)
+        pad = (high - low) * 0.05 or (0.3 if log else abs(low) * 0.1 or 1.0)
+        frame = _Frame(low - pad, high + pad, y_ticks[0], y_ticks[-1])
+        places = _log_ticks(frame) if log else [(x, tick_text(x)) for x in ticks(frame.x_low, frame.x_high)]
+    body = [*_axes(frame, places, y_ticks)]
+    for point in points:
+        x, y = frame.at(math.log10(point.x) if log else point.x, point.y)
+        body.append(f'<circle class="dot c{point.colour}" cx="{x:.1f}" cy="{y:.1f}" r="4">')
+        body.append(f"<title>{escape(point.label)}</title></circle>")
+    caption = f"<p class='note'>{escape(note)}</p>" if note else ""
+    return (
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg>'
+        f"{caption}</figure>"
+    )
+
+
+def _log_ticks(frame: _Frame) -> list[tuple[float, str]]:
+    """1, 2 and 5 times each power of ten in sight; the powers alone where that would be crowded."""
+    powers = range(math.floor(frame.x_low), math.ceil(frame.x_high) + 1)
+    factors = (1, 2, 5) if frame.x_high - frame.x_low < 2 else (1,)
+    return [(math.log10(f) + p, tick_text(f * 10.0**p)) for p in powers for f in factors]
+
+
+def _shortened(name: str, count: int) -> str:
+    """A name that fits beside its neighbours."""
+    room = max(60 // count, 4)
+    return name if len(name) <= room else name[: room - 1] + "…"
 
 
 def share_bar(title: str, shares: Sequence[tuple[str, float]]) -> str:

@@ -81,6 +81,15 @@ def cut_after(path: Path, step: int) -> int:
     return cut
 
 
+def append_row(path: Path, step: int, metrics: Mapping[str, Any]) -> None:
+    """Add a row to the metrics of a run that is over."""
+    row = {"step": step, "time": round(time.time(), 3), **{name: plain(value) for name, value in metrics.items()}}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
 class JsonlTracker:
     """Append every logged row to ``metrics.jsonl`` in the run's folder.
 

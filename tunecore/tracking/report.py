@@ -24,7 +24,7 @@ from tunecore.tracking.progress import PHASE_PREFIX, duration, short
 from tunecore.tracking.values import number
 
 REPORT_FILE = "report.html"
-MATRIX, LABELS, REPORT = "eval/confusion_matrix", "eval/labels", "eval/report"
+MATRIX, LABELS, REPORT = "confusion_matrix", "labels", "report"
 MOST_LABELS = 60
 """A wider confusion matrix is given as its commonest confusions."""
 
@@ -77,12 +77,13 @@ def write_report(
     parts = [
         tiles(_figures(rows)),
         *(section(e.title, _note(e.note), table(e.header, e.rows)) for e in extra),
-        section("Curves", _curves(rows)) or _note("No metrics were logged."),
-        *(section(f"Curves of {Path(run).name}", _curves(read_rows(Path(run) / METRICS_FILE))) for run in earlier),
+        section("Curves", curves(rows)) or _note("No metrics were logged."),
+        *(section(f"Curves of {Path(run).name}", curves(read_rows(Path(run) / METRICS_FILE))) for run in earlier),
         section("Metrics", _final_metrics(rows)),
         section("Predictions by class", _confusion(rows, best)),
+        section("Predictions by class, test", _confusion(rows, "", "test/")),
         section("Data", nested(_read_json(folder / "data_summary.json"))),
-        section("Settings", _settings(settings)),
+        section("Settings", settings_section(settings)),
         section("Machine and versions", nested(_environment(folder))),
     ]
     target = folder / REPORT_FILE if path is None else Path(path)
@@ -140,7 +141,8 @@ def _keys(rows: Rows) -> list[str]:
     return list(seen)
 
 
-def _curves(rows: Rows) -> str:
+def curves(rows: Rows) -> str:
+    """Charts of all that a run logged."""
     keys = _keys(rows)
     tasks = [k.removeprefix("loss/") for k in keys if k.startswith("loss/")]
     charts, drawn = [line_chart("Loss", _series(rows, ["loss", "eval/loss"]))], set()
@@ -189,10 +191,12 @@ def _figures(rows: Rows) -> list[tuple[str, str]]:
         return []
     figures = [("steps", f"{rows[-1]['step']:,}")]
     evaluation = _last(rows, "eval/") or {}
-    for key in ("eval/accuracy", "eval/f1_macro", "eval/loss"):
-        value = number(evaluation.get(key))
-        if value is not None:
-            figures.append((f"{key.removeprefix('eval/')} (evaluation)", short(value)))
+    test = _last(rows, "test/") or {}
+    for key in ("accuracy", "f1_macro", "loss"):
+        for kind, prefix, row in (("evaluation", "eval/", evaluation), ("test", "test/", test)):
+            value = number(row.get(prefix + key))
+            if value is not None:
+                figures.append((f"{key} ({kind})", short(value)))
     loss = next((number(row["loss"]) for row in reversed(rows) if "loss" in row), None)
     if loss is not None:
         figures.append(("loss (training)", short(loss)))
@@ -207,18 +211,23 @@ def _figures(rows: Rows) -> list[tuple[str, str]]:
 
 def _final_metrics(rows: Rows) -> str:
     parts = []
-    for name, row in (("training", _last(rows, "loss")), ("evaluation", _last(rows, "eval/"))):
+    for name, prefix in (("training", "loss"), ("evaluation", "eval/"), ("test", "test/")):
+        row = _last(rows, prefix)
         if row is None:
             continue
-        wanted = [k for k in _keys([row]) if k.startswith("eval/") == (name == "evaluation")]
-        cells = [(k.removeprefix("eval/"), short(value)) for k in wanted if (value := number(row[k])) is not None]
-        caption = f"Last {name}, step {row['step']:,}"
+        wanted = [k for k in _keys([row]) if k.startswith(prefix) or (name == "training" and "eval/" not in k)]
+        names = {k: k.removeprefix(prefix) if prefix.endswith("/") else k for k in wanted}
+        cells = [(names[k], short(value)) for k in wanted if (value := number(row[k])) is not None]
+        caption = f"Test of the chosen model (run of {row['step']:,} steps)" if name == "test" else (
+            f"Last {name}, step {row['step']:,}"
+        )
         parts.append(f'<div class="card">{table((), cells, caption=caption)}</div>')
     return f'<div class="grid2">{"".join(parts)}</div>' if parts else ""
 
 
-def _confusion(rows: Rows, best: str) -> str:
+def _confusion(rows: Rows, best: str, prefix: str = "eval/") -> str:
     """The confusion matrix of the best checkpoint's step (else the last), and what follows from it per class."""
+    rows = [{key.removeprefix(prefix): v for key, v in row.items() if key.startswith((prefix, "step"))} for row in rows]
     row = _best_with(rows, MATRIX, best)
     if row is None:
         return _by_class(rows, best)
@@ -280,7 +289,8 @@ def class_report(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -> It
     yield ["mean of classes that occur", *means, f"{sum(map(sum, matrix)):,.0f}"]
 
 
-def _settings(settings: Mapping[str, Any]) -> str:
+def settings_section(settings: Mapping[str, Any]) -> str:
+    """A folded table for each section of a run file."""
     plain = {k: v for k, v in settings.items() if not isinstance(v, Mapping)}
     groups = [fold("run", nested(plain), opened=True)] if plain else []
     return "".join([*groups, *(fold(k, nested(v)) for k, v in settings.items() if isinstance(v, Mapping))])
