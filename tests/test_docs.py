@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from tunecore.config import PluginsConfig
-from tunecore.config_io import load_config
+from tunecore.config_io import check_components, load_config, load_stages
 from tunecore.plugins import load_plugins
+from tunecore.search.space import check_space
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -70,10 +71,14 @@ def test_fences_are_closed(page):
 
 
 def test_yaml_blocks_are_configurations():
-    found = 0
+    found, registry = 0, load_plugins(PluginsConfig(load=False)).registry
     for page in PAGES:
         for body in blocks(page, "yaml"):
-            load_config(yaml.safe_load(body))
+            config = load_config(yaml.safe_load(body))
+            for one in (config, *(stage.config for stage in load_stages(config))):
+                check_components(one, registry)
+                if one.search.space:
+                    check_space(one, registry)
             found += 1
     assert found > 0
 
