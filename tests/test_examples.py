@@ -3,6 +3,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tunecore.config import PluginsConfig
+from tunecore.config_io import check_components, load_config, load_stages
+from tunecore.plugins import load_plugins
+from tunecore.search.space import check_space
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "docs" / "examples"
 CLASSIFIER = EXAMPLES / "sentence_classifier.py"
 
@@ -25,3 +30,13 @@ def test_the_sentence_classifier_runs_and_prints_each_epoch(tmp_path):
     assert all(" loss " in line for line in evaluations)
     assert [line.split()[0] for line in run.stdout.splitlines()[-2:]] == ["pos", "neg"]
     assert (tmp_path / "runs" / "sentences" / "report.html").exists()
+
+
+def test_the_run_file_of_a_whole_road_can_be_run():
+    config = load_config(EXAMPLES / "road.yaml")
+    registry = load_plugins(PluginsConfig(load=False)).registry
+    stages = load_stages(config)
+    for stage in stages:
+        check_components(stage.config, registry)
+    assert [stage.name for stage in stages] == ["domain", "task", "classify"]
+    check_space(stages[-1].config, registry)
