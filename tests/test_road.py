@@ -1,7 +1,9 @@
 """Runs with stages: what starts from what, what is passed over, what is refused."""
 
+import dataclasses
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -95,6 +97,18 @@ def test_what_has_ended_is_passed_over_and_the_rest_goes_on(here):
     assert again.stages[0].result.best_metric == whole.stages[0].result.best_metric
 
 
+def test_a_plugin_that_changes_options_does_not_make_a_finished_stage_another(here):
+    class NoDecay:
+        @hookimpl
+        def tunecore_configure(self, config):
+            return dataclasses.replace(config, training=dataclasses.replace(config.training, weight_decay=0.0))
+
+    run(small.ROAD, NoDecay())
+    assert load_config("road/task/run.yaml").training.weight_decay == 0.0
+    count = Count()
+    assert all(stage.skipped for stage in run(small.ROAD, NoDecay(), count).stages) and count.steps == {}
+
+
 def test_a_damaged_result_is_made_again_and_not_passed_over(here):
     run(small.ROAD)
     digest = model_digest("road/task")
@@ -115,8 +129,6 @@ def test_a_stage_that_would_start_from_another_model_is_refused(here):
 
 
 def test_a_stage_can_be_added_and_one_whose_folder_is_removed_is_run_again(here):
-    import shutil
-
     first = run(road(stages=small.ROAD["stages"][:2]))
     assert first.head is None and model_digest("road") == model_digest("road/task")
     digest = model_digest("road/domain")

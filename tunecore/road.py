@@ -180,7 +180,8 @@ def _run_stage(
             _check_start(stage, folder)
     if stage.config.search.space:
         return StageResult(stage.name, folder, False, run_search(stage.config, plugins, tokenizer))
-    known = ranks.gather(finished(with_known_length(stage.config)) if ranks.is_main else None)[0]
+    asked = with_known_length(plugins.hooks.tunecore_configure(config=stage.config))  # what a run records
+    known = ranks.gather(finished(asked) if ranks.is_main else None)[0]
     if known is not None:
         return StageResult(stage.name, folder, True, recorded(stage.config, known))
     result, _ = fit(stage.config, plugins, tokenizer)

@@ -92,3 +92,7 @@ def _kill_when_there(path: str) -> None:
 def end_state(folder: Path) -> dict[str, bytes]:
     """Every byte of the final model."""
     return {path.name: path.read_bytes() for path in (folder / "final").iterdir()}
+
+
+if __name__ == "__main__":
+    program(sys.argv[1], json.loads(sys.argv[2]), None)

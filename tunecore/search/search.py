@@ -108,9 +108,15 @@ class _Search:
             study = TrialStudy(self.folder, self.config.search, seed, lower_is_better=lower)
             with study.locked():
                 self.tidy(study)
+                self.make_tokenizer(tokenizer)
+        else:
+            self.make_tokenizer(tokenizer)
         self.study = study
+
+    def make_tokenizer(self, given: PreTrainedTokenizerBase | None) -> None:
+        """Make or load the tokenizer of all trials, unless they try several."""
         if not any(name.startswith("tokenizer") for name in self.parameters):
-            self.tokenizer = prepare_tokenizer(self.config, self.plugins, self.folder, tokenizer)
+            self.tokenizer = prepare_tokenizer(self.config, self.plugins, self.folder, given)
 
     def look_at_data(self) -> None:
         """Find a mistake in the files before a trial does; refuse labelled rows that have changed."""
