@@ -279,7 +279,9 @@ def finish(run: Run, session: Session, result: TrainResult, data: RunData) -> Tr
     session.unit.task_modules.load_state_dict(tasks)
     session.unit.eval()
     if not result.interrupted:
-        test = partial(measure, session, data.test, run.config, run.ranks, all_answers=True) if data.test else None
+        test = None
+        if data.test is not None:
+            test = partial(measure, session, data.test, run.config, run.ranks, all_answers=True)
         result = with_test(result, run.config, run.ranks, test)
     if run.ranks.is_main and run.config.tracking.report:
         write_report(run.output_dir)
