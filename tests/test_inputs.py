@@ -10,8 +10,9 @@ from tunecore.config_io import check_components, load_config
 from tunecore.config_schema import json_schema
 from tunecore.data.sources import expand_paths, read_records
 from tunecore.errors import ConfigError, DataError
-from tunecore.inputs import is_paths, sources_of
+from tunecore.inputs import sources_of
 from tunecore.plugins import load_plugins
+from tunecore.spool import is_paths
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,6 @@ def tiny_records(labels: Sequence[Any] = ("no", "yes")) -> list[Record]:
             "target": texts[-1 - i][:30], "prompt": texts[i][:20], "completion": texts[-1 - i][:30],
             "sentence_good": sentences[i], "sentence_bad": " ".join(reversed(sentences[i].split())),
             "UID": f"order_{i % 2}",
-            "sentence_good": sentences[i], "sentence_bad": " ".join(reversed(sentences[i].split())),
-            "UID": f"order_{i % 2}",
         }
         for i in range(8)
     ]  # fmt: skip
