@@ -11,51 +11,26 @@ Timed is the training loop, first step to last: no loading, no evaluation, no sa
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from common import DTYPES, OwnProcess, alternate, arguments, parsed, ratios, record, table
+from stopwatch import Stopwatch, TrainerStopwatch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
-import tunecore
 from tunecore import Engine
 from tunecore.config import PluginsConfig
 from tunecore.ops._native import tune_allocator
 from tunecore.plugins import load_plugins
 
 BATCH = 32
-
-
-class Stopwatch:
-    """A plugin that times a run from its start to its last optimizer step."""
-
-    def __init__(self):
-        self.start = self.last = 0.0
-
-    @tunecore.hookimpl
-    def tunecore_run_start(self, run):
-        self.start = time.perf_counter()
-
-    @tunecore.hookimpl
-    def tunecore_step_end(self, run, metrics):
-        self.last = time.perf_counter()
-
-
-class TrainerStopwatch(TrainerCallback):
-    def on_train_begin(self, *args, **kwargs):
-        self.start = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        self.last = time.perf_counter()
 
 
 def read(path: str, count: int) -> list[dict[str, str]]:

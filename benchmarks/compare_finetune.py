@@ -19,7 +19,6 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 from common import DTYPES, RESULTS, OwnProcess, machine, machine_line
+from stopwatch import Stopwatch, TrainerStopwatch
 from torch import Tensor
 from torchmetrics.functional import f1_score, matthews_corrcoef, spearman_corrcoef
 from transformers import (
@@ -35,11 +35,9 @@ from transformers import (
     AutoTokenizer,
     DataCollatorWithPadding,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
 )
 
-import tunecore
 from tunecore import Engine
 from tunecore.config import PluginsConfig
 from tunecore.data.readers import TableOptions, TableSource
@@ -133,29 +131,6 @@ def measure(task: Task, outputs: Tensor, labels: Tensor) -> float:
     if task.metric == "f1":
         return float(f1_score(predicted, labels, task="binary"))
     return float(matthews_corrcoef(predicted, labels, task="binary"))
-
-
-class Stopwatch:
-    """A plugin that times a run from its start to its last optimizer step."""
-
-    def __init__(self):
-        self.start = self.last = 0.0
-
-    @tunecore.hookimpl
-    def tunecore_run_start(self, run):
-        self.start = time.perf_counter()
-
-    @tunecore.hookimpl
-    def tunecore_step_end(self, run, metrics):
-        self.last = time.perf_counter()
-
-
-class TrainerStopwatch(TrainerCallback):
-    def on_train_begin(self, *args, **kwargs):
-        self.start = time.perf_counter()
-
-    def on_step_end(self, *args, **kwargs):
-        self.last = time.perf_counter()
 
 
 def ours(task: Task, train: list[Row], held_out: list[Row], settings: Settings, seed: int) -> Outcome:

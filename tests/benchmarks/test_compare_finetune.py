@@ -1,27 +1,15 @@
 """The comparison reads the published files whole, measures both sides alike, and says which figure is whose."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tunecore.heads.classification_metrics import ClassificationMetrics
 from tunecore.heads.correlation import spearman
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks/ is not beside the tests")
-
 
 @pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module("compare_finetune")
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def compare(benchmark_module):
+    return benchmark_module("compare_finetune")
 
 
 @pytest.mark.parametrize(

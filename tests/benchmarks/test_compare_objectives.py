@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 
 from tunecore.testing import tiny_documents
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks/ is not beside the tests")
-
 
 @pytest.fixture
-def compare(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    module = importlib.import_module("compare_objectives")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results.jsonl")
-    yield module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def compare(benchmark_module):
+    return benchmark_module("compare_objectives")
 
 
 @pytest.fixture

@@ -1,22 +1,15 @@
 """The comparison of strategies: its samples, its table, its plot, and that it goes on where it stopped."""
 
-import importlib
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks/ is not beside the tests")
-
 
 @pytest.fixture
-def compare(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module("compare_strategies")
-    for name in ("compare_strategies", "common"):
-        sys.modules.pop(name, None)
+def compare(benchmark_module):
+    return benchmark_module("compare_strategies")
 
 
 def test_samples_are_even_and_the_seed_s(compare):

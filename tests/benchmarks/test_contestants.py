@@ -1,26 +1,8 @@
 """What benchmarks set side by side computes the same: the same attention, loss and step on the same rows."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks/ is not beside the tests")
-
-
-@pytest.fixture
-def benchmark_module(monkeypatch):
-    """``benchmark_module(name)`` imports a module of benchmarks/ as a script there would."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    yield importlib.import_module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
 
 
 @pytest.mark.parametrize(

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-pytestmark = pytest.mark.skipif(not FOLDER.is_dir(), reason="benchmarks/ is not beside the tests")
 ENGLISH = ("a dog", "two cats", "my old boat", "the red house", "a man", "her brother")
 GERMAN = ("ein Hund", "zwei Katzen", "mein altes Boot", "das rote Haus", "ein Mann", "ihr Bruder")
 
 
 @pytest.fixture
-def script(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    before = set(sys.modules)
-    module = importlib.import_module("translation_lm_german")
-    monkeypatch.setattr(module, "RESULTS", tmp_path / "results.jsonl")
-    yield module
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(FOLDER)):
-            del sys.modules[name]
+def script(benchmark_module):
+    return benchmark_module("translation_lm_german")
 
 
 @pytest.fixture

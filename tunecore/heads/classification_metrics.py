@@ -61,8 +61,7 @@ class ClassificationMetrics:
         matrix = self.matrix.astype(np.float64)
         hits, true, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
         total = float(matrix.sum())
-        precision, recall = _ratio(hits, predicted), _ratio(hits, true)
-        f1 = _ratio(2 * hits, true + predicted)
+        f1, report = by_label(self.labels, hits, predicted, true)
         occurs = true + predicted > 0
         macro = float(f1[occurs].mean()) if occurs.any() else 0.0
         accuracy = float(hits.sum() / total) if total else 0.0
@@ -74,19 +73,25 @@ class ClassificationMetrics:
             "mcc": _matthews(hits, true, predicted, total),
             "confusion_matrix": self.state(),
             "labels": list(self.labels),
-            "report": {
-                label: {
-                    "precision": float(precision[i]),
-                    "recall": float(recall[i]),
-                    "f1": float(f1[i]),
-                    "support": int(true[i]),
-                }
-                for i, label in enumerate(self.labels)
-            },
+            "report": report,
         }
 
 
-def _ratio(above: Matrix, below: Matrix) -> Matrix:
+def by_label(
+    labels: Sequence[str], hits: Matrix, given: Matrix, true: Matrix
+) -> tuple[Matrix, dict[str, dict[str, float]]]:
+    """(F1 of each label [C], its report) from counts [C]: rightly given, given, true."""
+    f1 = ratio(2 * hits, given + true)
+    columns = {"precision": ratio(hits, given), "recall": ratio(hits, true), "f1": f1}
+    report: dict[str, dict[str, float]] = {
+        label: {**{name: float(values[i]) for name, values in columns.items()}, "support": int(true[i])}
+        for i, label in enumerate(labels)
+    }
+    return f1, report
+
+
+def ratio(above: Matrix, below: Matrix) -> Matrix:
+    """``above / below``; 0 where nothing is below."""
     return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
 
 

@@ -15,15 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError
 from tunecore.heads.columns import column, is_missing, number
 from tunecore.heads.label_names import LabelNames, check_given, check_weights, in_order, label_name
 from tunecore.heads.multi_label_metrics import MultiLabelMetrics
-from tunecore.heads.sequence_head import SequenceHead
-from tunecore.types import Family, Prediction, Record
+from tunecore.heads.sequence_head import LabelledHead
+from tunecore.types import Prediction, Record
 
 NAME = "multi_label_classification"
 
@@ -63,7 +62,7 @@ class MultiLabelClassificationOptions:
                 raise ConfigError(f"{NAME}.labels is set, but the columns {', '.join(self.label)} are the labels")
 
 
-class MultiLabelClassification(SequenceHead):
+class MultiLabelClassification(LabelledHead):
     """The head ``multi_label_classification``; its one loss has the same name."""
 
     name = NAME
@@ -76,11 +75,6 @@ class MultiLabelClassification(SequenceHead):
         given = options.labels if isinstance(columns, str) else columns
         self._labels = LabelNames(NAME, columns if isinstance(columns, str) else ", ".join(columns), given)
         self.positive_weights: list[float] | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in order."""
-        return self._labels.names
 
     def prepare(self, records: Sequence[Record]) -> Mapping[str, Any]:
         """Find the labels of the training rows: {"labels": [names in order]}, and "positive_weights" where asked for.
@@ -130,15 +124,6 @@ class MultiLabelClassification(SequenceHead):
         """1 for the labels a row has, else 0: [C]."""
         places = {self._labels.place(label, record) for label in self._labels_of(record)}
         return [float(i in places) for i in range(len(self.labels))]
-
-    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
-        """Return None: the transformers class has the classifier.
-
-        Raises:
-            ConfigError: the model has another number of classes than there are labels.
-        """
-        self._labels.check_classes(int(model.config.num_labels))
-        return None
 
     def loss_of(self, logits_NC: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross-entropy, the mean over labels; a row is right where all of its labels are."""

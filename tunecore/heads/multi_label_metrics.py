@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tunecore.heads.classification_metrics import by_label, ratio
 from tunecore.types import PackedBatch
 
 
@@ -44,7 +45,7 @@ class MultiLabelMetrics:
         true = targets.labels.cpu().numpy() > 0.5
         hits = given & true
         self.counts += np.stack([hits.sum(0), given.sum(0), true.sum(0)])
-        f1 = _ratio(2.0 * hits.sum(1), 1.0 * given.sum(1) + true.sum(1))
+        f1 = ratio(2.0 * hits.sum(1), 1.0 * given.sum(1) + true.sum(1))
         self.rows += (len(true), (given == true).all(1).sum(), f1.sum())
 
     def merge(self, others: Sequence[Any]) -> None:
@@ -63,28 +64,16 @@ class MultiLabelMetrics:
         ``f1_macro`` is over labels that occur, as true or as given ones.
         """
         hits, given, true = self.counts
-        precision, recall, f1 = _ratio(hits, given), _ratio(hits, true), _ratio(2 * hits, given + true)
+        f1, report = by_label(self.labels, hits, given, true)
         occurs = given + true > 0
         total = self.counts.sum(1)
         rows, exact, f1_of_rows = (float(x) for x in self.rows)
         return {
-            "f1_micro": float(_ratio(2 * total[:1], total[1:2] + total[2:])[0]),
+            "f1_micro": float(ratio(2 * total[:1], total[1:2] + total[2:])[0]),
             "f1_macro": float(f1[occurs].mean()) if occurs.any() else 0.0,
             "f1_samples": f1_of_rows / max(rows, 1.0),
-            "precision_micro": float(_ratio(total[:1], total[1:2])[0]),
-            "recall_micro": float(_ratio(total[:1], total[2:])[0]),
+            "precision_micro": float(ratio(total[:1], total[1:2])[0]),
+            "recall_micro": float(ratio(total[:1], total[2:])[0]),
             "exact_match": exact / max(rows, 1.0),
-            "report": {
-                label: {
-                    "precision": float(precision[i]),
-                    "recall": float(recall[i]),
-                    "f1": float(f1[i]),
-                    "support": int(true[i]),
-                }
-                for i, label in enumerate(self.labels)
-            },
+            "report": report,
         }
-
-
-def _ratio(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)

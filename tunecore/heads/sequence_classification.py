@@ -14,15 +14,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError
 from tunecore.heads.classification_metrics import ClassificationMetrics
 from tunecore.heads.columns import column
 from tunecore.heads.label_names import LabelNames, check_given, check_weights, in_order, label_name
-from tunecore.heads.sequence_head import CLASSIFICATION, SequenceHead
-from tunecore.types import Family, Prediction, Record
+from tunecore.heads.sequence_head import CLASSIFICATION, LabelledHead
+from tunecore.types import Prediction, Record
 
 NAME = CLASSIFICATION
 
@@ -53,7 +52,7 @@ class SequenceClassificationOptions:
         check_weights(self.class_weights, self.labels, NAME, "class_weights")
 
 
-class SequenceClassification(SequenceHead):
+class SequenceClassification(LabelledHead):
     """The head ``sequence_classification``; its one loss has the same name."""
 
     name = NAME
@@ -64,11 +63,6 @@ class SequenceClassification(SequenceHead):
         self.options = options
         self._labels = LabelNames(NAME, options.label, options.labels)
         self.class_weights: list[float] | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Label names in order."""
-        return self._labels.names
 
     def prepare(self, records: Sequence[Record]) -> Mapping[str, Any]:
         """Find the labels of the training rows: {"labels": [names in order]}, and "class_weights" where asked for.
@@ -116,15 +110,6 @@ class SequenceClassification(SequenceHead):
     def target(self, record: Record) -> int:
         """The class of a row."""
         return self._labels.place(self._label(record), record)
-
-    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
-        """Return None: the transformers class has the classifier.
-
-        Raises:
-            ConfigError: the model has another number of classes than there are labels.
-        """
-        self._labels.check_classes(int(model.config.num_labels))
-        return None
 
     def loss_of(self, logits_NC: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy, each row times the weight of its class."""

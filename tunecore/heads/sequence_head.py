@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunecore.heads.columns import example_of, text
+from tunecore.heads.label_names import LabelNames
 from tunecore.types import Example, Family, Forward, LossSum, Record, Stream, Targets
 
 CLASSIFICATION = "sequence_classification"
@@ -35,10 +36,6 @@ class SequenceHead:
 
     def target(self, record: Record) -> int | float | Sequence[float]:
         """The label of a row, as ``Targets.of_sequence`` takes it."""
-        raise NotImplementedError
-
-    def num_columns(self) -> int:
-        """Columns of the logits."""
         raise NotImplementedError
 
     def loss_of(self, logits_NC: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -84,3 +81,23 @@ class SequenceHead:
     def predict(self, forward: Forward, module: nn.Module | None) -> Tensor:
         """Logits [B, C], fp32."""
         return forward.family.sequence_head(forward.model, forward.sequence_rows()).float()
+
+
+class LabelledHead(SequenceHead):
+    """A sequence head whose columns are named labels; a subclass makes ``_labels``."""
+
+    _labels: LabelNames
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Label names in order."""
+        return self._labels.names
+
+    def build(self, model: PreTrainedModel, family: Family) -> nn.Module | None:
+        """Return None: the transformers class has the classifier.
+
+        Raises:
+            ConfigError: the model has another number of classes than there are labels.
+        """
+        self._labels.check_classes(int(model.config.num_labels))
+        return None
