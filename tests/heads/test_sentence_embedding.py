@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModel
 
 from tunecore.errors import ConfigError, DataError
 from tunecore.heads.sentence_embedding import NAME, SentenceEmbedding, SentenceEmbeddingOptions, cosent
@@ -144,6 +145,37 @@ def test_metrics_are_over_all_rows_whatever_the_batches(options, build):
     assert found[0]["mrr"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
     assert found[0]["accuracy"] == pytest.approx(np.mean([rank == 1 for rank in ranks]))
     assert made.head.default_metric in found[0]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "modernbert", "gpt2"])
+@pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(map(str, options.values())))
+def test_gradients_are_those_of_plain_transformers(options, family, build, assert_same_gradients, tmp_path):
+    made = build(family, head(**options), records())
+    plain = made.plain(tmp_path, AutoModel)
+    vectors = []
+    for name in ("text", "text_pair", "no"):
+        texts = [r.fields[name] for r in made.records]
+        inputs = made.tokenizer(texts, padding=True, truncation=True, max_length=32, return_tensors="pt")
+        mask = inputs["attention_mask"][..., None].float()
+        vectors.append((plain(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1))
+    first, second, wrong = vectors
+    size, t, rows = options.get("group_size", 32), options.get("temperature", 1.0), torch.arange(12)
+    scores = torch.tensor(SCORES) / options.get("max", 1)
+    loss = torch.zeros(())
+    for group in rows.split(size) if options["loss"] != "cosine" else [rows]:
+        near = torch.cosine_similarity(first[group], second[group]) / t
+        if options["loss"] == "cosine":
+            loss = loss + (near - scores).square().sum()
+        elif options["loss"] == "cosent":
+            apart = (near[None] - near[:, None])[scores[group][:, None] > scores[group][None]]
+            loss = loss + len(group) * torch.log1p(apart.exp().sum())
+        else:
+            others = torch.cat([second[group], wrong[group]]) if "negative" in options else second[group]
+            similar = torch.cosine_similarity(first[group][:, None], others[None], dim=-1) / t
+            loss = loss + torch.nn.functional.cross_entropy(similar, torch.arange(len(group)), reduction="sum")
+    loss.backward()
+    theirs = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    assert_same_gradients(theirs, made.gradient(made.pack(parts=2)), tolerance=5e-3)
 
 
 @settings(deadline=None)
