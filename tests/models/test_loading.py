@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from tunecore.errors import CheckpointError, ConfigError
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import SIZES, build_model, check_vocabulary, load_model, save_model
+from tunecore.testing import make_model, make_tokenizer
 
 MODEL_TYPES = sorted(name for name, family in FAMILIES.items() if not family.encoder_decoder)
 CAUSAL = {name for name in MODEL_TYPES if FAMILIES[name].causal}
@@ -379,3 +380,16 @@ def test_generation_settings_travel(make_small, tmp_path):
     save_model(model, tmp_path)
     assert load_model(tmp_path, TASK["gpt2"], FAMILIES).generation_config.max_new_tokens == 17
     assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.use_cache
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_only_rows_of_a_real_batch_are_warned_of_for_lack_of_a_mask(rows, monkeypatch):
+    """The filler of a packed row is a sequence of its own."""
+    from transformers.modeling_utils import logger
+
+    warned = []
+    monkeypatch.setattr(logger, "warning_once", lambda text, *_: warned.append(text))
+    model = make_model(["causal_lm"], make_tokenizer("gpt2"), "gpt2")
+    model.config.pad_token_id = 0
+    model(torch.tensor([[5, 6, 0]] * rows), position_ids=torch.arange(3).expand(rows, 3))
+    assert bool(warned) == (rows == 2)

@@ -34,7 +34,7 @@ from tunecore.models.folder import (
     saved_class,
 )
 from tunecore.models.fused import number_shared_layers
-from tunecore.models.packed import assign_sites
+from tunecore.models.packed import assign_sites, expect_no_mask
 from tunecore.types import Family
 
 logger = logging.getLogger("tunecore")
@@ -282,6 +282,7 @@ def _finish(model: PreTrainedModel) -> PreTrainedModel:
         model.config.use_cache = False
     number_shared_layers(model)
     assign_sites(model)
+    expect_no_mask(model)
     prepare(model)
     return model
 

@@ -10,8 +10,9 @@ Shape letters: T tokens in the batch, S keys, H heads, K kv-heads, D head width,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ BUCKETS = "_tunecore_buckets"
 """Attribute of an attention module with relative positions: int32 [2R + 1], the bucket of each distance -R to R."""
 
 _UNSUPPORTED = ("softcap", "s_aux", "head_mask", "output_attentions", "cache")
+_PADDING_WARNING = "warn_if_padding_and_no_attention_mask"
 _FLASH_NAMES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
@@ -169,6 +171,21 @@ def assign_sites(model: nn.Module) -> int:
     for site, module in enumerate(modules):
         setattr(module, SITE, MANY_NAMES if id(module) in several else site)
     return len(modules)
+
+
+def expect_no_mask(model: nn.Module) -> None:
+    """Keep transformers from warning that a packed row has no attention mask: the filler at its end is padding to
+    nobody. Rows of a real batch are warned of as before.
+    """
+    for module in model.modules():
+        warn = getattr(module, _PADDING_WARNING, None)
+        if warn is not None:
+            setattr(module, _PADDING_WARNING, partial(_warn_of_several_rows, warn))
+
+
+def _warn_of_several_rows(warn: Callable[..., None], input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    if input_ids is None or input_ids.shape[0] > 1:
+        warn(input_ids, attention_mask)
 
 
 def with_many_names(model: nn.Module) -> set[int]:
