@@ -22,10 +22,13 @@ import torch
 from common import RESULTS, machine
 
 from tunecore import Engine
+from tunecore.data.corpus import Corpus
 from tunecore.data.loader import eval_batches
 from tunecore.engine import with_options
 from tunecore.inputs import pretrain_rows, text_corpus
 
+BASELINE_ROWS = 20_000
+"""Training rows whose targets give the frequencies; sentinels are among them, as they are not among a text's tokens."""
 NO_DROPOUT = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "t5": {"dropout_rate": 0.0},
@@ -48,17 +51,24 @@ def split(archive: str, folder: Path, held_out: int) -> tuple[Path, Path]:
     return parts
 
 
+def labels_of(engine: Engine, corpus: Corpus, loss: str, max_rows: int | None = None) -> np.ndarray:
+    """The targets of an evaluation's rows."""
+    config = replace(engine.config, data=replace(engine.config.data, max_length=engine.session.max_length))
+    rows = pretrain_rows(corpus, engine.session.objectives, config, evaluation=True)
+    batches = eval_batches(rows, max_rows=max_rows, **engine.session.packing(4096))
+    return np.concatenate([batch.targets[loss].labels.numpy() for batch in batches if loss in batch.targets])
+
+
 def held_out_figures(engine: Engine, train: Path, held_out: Path) -> dict[str, float]:
-    """Loss on the whole held-out text, that of token frequencies on the same targets, and the text's size."""
-    session, registry = engine.session, engine.plugins.registry
-    config = replace(engine.config, data=replace(engine.config.data, max_length=session.max_length))
-    trained, held = (text_corpus([str(p)], session.tokenizer, session.objectives, config, registry)
-                     for p in (train, held_out))
-    rows = pretrain_rows(held, session.objectives, config, evaluation=True)
+    """Loss on the whole held-out text, that of the frequencies of training targets, and the text's size."""
+    session = engine.session
     (loss,) = session.unit.losses
-    labels = [b.targets[loss].labels.numpy() for b in eval_batches(rows, **session.packing(4096)) if loss in b.targets]
-    targets = np.concatenate(labels)
-    counts = np.bincount(np.asarray(trained.file.ids, np.int64), minlength=len(session.tokenizer)) + 1.0
+    trained, held = (
+        text_corpus([str(part)], session.tokenizer, session.objectives, engine.config, engine.plugins.registry)
+        for part in (train, held_out)
+    )
+    seen, targets = labels_of(engine, trained, loss, BASELINE_ROWS), labels_of(engine, held, loss)
+    counts = np.bincount(seen, minlength=len(session.tokenizer)) + 1.0
     words = sum(len(path.read_text(encoding="utf-8").split()) for path in held_out.iterdir())
     return {
         "loss": float(engine.evaluate(str(held_out))[f"loss/{loss}"]),
