@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import tunecore
-from tunecore import cli
+from tunecore import cli, terminal
 from tunecore.config import PluginsConfig, RunConfig
 from tunecore.config_io import load_config
 from tunecore.errors import DataError
@@ -72,6 +72,8 @@ def tune(fresh_environment, monkeypatch, tmp_path, capsys):
     """``tune(words, stdin=...)`` runs the command in an empty folder; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    for console in (terminal.out, terminal.err):  # whichever test imported them first, in a narrower terminal
+        monkeypatch.setattr(console, "_width", 200)
     monkeypatch.setitem(vars(tunecore), "Engine", FakeEngine)  # without loading the real one to put it back
     monkeypatch.setattr(FakeEngine, "calls", [])
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back
