@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -75,3 +78,56 @@ def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         if name.startswith("TUNECORE_") and name not in (THREADS, "TUNECORE_SHARED_DATA"):
             monkeypatch.delenv(name)
     return monkeypatch
+
+@pytest.fixture(scope="session")
+def assert_same_gradients() -> Callable[..., None]:
+    """``check(one, other)``: gradients by parameter name are equal within the rounding of float32 sums.
+
+    One that is nothing but rounding (of a key's bias) is held against the size of all together.
+    """
+
+    def check(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-3) -> None:
+        assert one.keys() == other.keys()
+        size = sum(float(g.square().sum()) for g in one.values()) ** 0.5
+        assert size > 0
+        for name, gradient in one.items():
+            apart = float((gradient - other[name]).norm())
+            assert apart <= tolerance * max(float(gradient.norm()), 1e-2 * size), f"{name}: {apart}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Callable[[Path, str], Any]:
+    """``fork_server(folder, module)``: the context of processes forked from a server that has imported ``module`` of
+    ``folder``, and torch with it, once, so that starting one costs little.
+    """
+
+    def context_of(folder: Path, module: str) -> Any:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # The server imports its modules before it learns our sys.path.
+        paths = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([module])
+        return context
+
+    return context_of
+
+
+@pytest.fixture
+def start_process(processes: Any) -> Iterator[Callable[..., Any]]:
+    """``start_process(target, *args)`` from the folder's own ``processes``; what still runs at the end is killed."""
+    started = []
+
+    def start(target: Callable[..., Any], *args: Any) -> Any:
+        process = processes.Process(target=target, args=args)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.is_alive():
+            process.kill()
+        process.join()

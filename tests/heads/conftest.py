@@ -65,21 +65,3 @@ def build() -> Callable[..., Built]:
         )  # fmt: skip
 
     return make
-
-
-@pytest.fixture(scope="session")
-def assert_same_gradients() -> Callable[..., None]:
-    """``check(one, other)``: gradients by parameter name are equal within the rounding of float32 sums.
-
-    One that is nothing but rounding (of a key's bias) is held against the size of all together.
-    """
-
-    def check(one: dict[str, Any], other: dict[str, Any], tolerance: float = 1e-3) -> None:
-        assert one.keys() == other.keys()
-        size = sum(float(g.square().sum()) for g in one.values()) ** 0.5
-        assert size > 0
-        for name, gradient in one.items():
-            apart = float((gradient - other[name]).norm())
-            assert apart <= tolerance * max(float(gradient.norm()), 1e-2 * size), f"{name}: {apart}"
-
-    return check

@@ -55,21 +55,3 @@ class NumberCorpus:
 @pytest.fixture(scope="session")
 def make_corpus() -> Callable[..., NumberCorpus]:
     return NumberCorpus
-
-
-@pytest.fixture(scope="session")
-def assert_same_gradients() -> Callable[..., None]:
-    """``check(one, other)``: two gradients by parameter name are equal within the rounding of float32 sums.
-
-    A gradient that is nothing but rounding (of a key's bias) is held against the size of all together.
-    """
-
-    def check(one, other, tolerance=1e-3):
-        assert one.keys() == other.keys()
-        size = sum(float(g.square().sum()) for g in one.values()) ** 0.5
-        assert size > 0
-        for name, gradient in one.items():
-            apart = float((gradient - other[name]).norm())
-            assert apart <= tolerance * max(float(gradient.norm()), 1e-2 * size), f"{name}: {apart}"
-
-    return check

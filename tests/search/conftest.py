@@ -3,8 +3,6 @@ imported torch and the engine once, so that starting one costs little."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import sys
 from pathlib import Path
 
@@ -17,35 +15,17 @@ sys.path.insert(0, str(HERE))
 
 
 @pytest.fixture(scope="session")
-def processes():
+def processes(fork_server):
     """The multiprocessing context of the fork server."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # The server imports its modules before it learns our sys.path.
-    paths = [str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["small_world"])
-    return context
+    return fork_server(HERE, "small_world")
 
 
 @pytest.fixture
-def start(processes):
+def start(start_process):
     """``start(folder, config, kill=...)`` runs a configuration in a process of its own, from inside ``folder``."""
     import small_world
 
-    started = []
-
-    def start(folder, config, *, kill=None):
-        process = processes.Process(target=small_world.program, args=(str(folder), config, kill))
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.is_alive():
-            process.kill()
-        process.join()
+    return lambda folder, config, *, kill=None: start_process(small_world.program, str(folder), config, kill)
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ These processes are forked from a server that has imported torch once, so that s
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import socket
 import sys
 from pathlib import Path
@@ -18,15 +16,9 @@ sys.path.insert(0, str(HERE))
 
 
 @pytest.fixture(scope="session")
-def processes():
+def processes(fork_server):
     """The multiprocessing context of the fork server."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # The server imports its modules before it learns our sys.path.
-    paths = [str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fake_ranks"])
-    return context
+    return fork_server(HERE, "fake_ranks")
 
 
 @pytest.fixture

@@ -17,20 +17,8 @@ LONGEST = 0.6
 
 
 @pytest.fixture
-def start(processes):
-    started = []
-
-    def start(folder, *options):
-        process = processes.Process(target=fake.program, args=(str(folder), *options))
-        process.start()
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.is_alive():
-            process.kill()
-        process.join()
+def start(start_process):
+    return lambda folder, *options: start_process(fake.program, str(folder), *options)
 
 
 def finish(start, folder, *options):
