@@ -188,8 +188,9 @@ class TrainingConfig:
     """auto is bf16 weights with fp32 masters where the hardware has bf16 arithmetic, else fp32."""
     seed: int = 0
     """Fixes initial weights, data order, masks and dropout."""
-    on_nonfinite: Literal["raise", "skip"] = "raise"
-    """What a NaN or Inf in loss or gradients does: stop, or leave the step out (named in the log)."""
+    on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
+    """What a NaN or Inf in loss or gradients does: stop, leave the step out (named in the log), or go back to the
+    newest checkpoint and go on with the rows after the step."""
     threads: int | None = None
     """CPU threads of a rank; None is cores / local ranks."""
     device: str = "auto"

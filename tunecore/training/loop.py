@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tunecore.checkpoint import prune
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.training.evaluate import EvaluationStopped
+from tunecore.training.nonfinite import check_weights
 from tunecore.training.run import Run, step_name
 from tunecore.training.step import train_step
 from tunecore.types import Tracker
@@ -66,7 +67,7 @@ def train(
         trackers: get logged rows, on rank 0 only.
 
     Raises:
-        TrainingError: a loss is not finite, or the loader's steps are not the run's.
+        TrainingError: a loss or weight is not finite, or the loader's steps are not the run's.
         CheckpointError: a checkpoint could not be written; earlier ones are untouched.
         ConfigError: the metric that chooses checkpoints is not measured.
     """
@@ -245,12 +246,13 @@ class _Loop:
         return patience is not None and self.run.counters.evaluations_since_best >= patience
 
     def checkpoint(self) -> None:
-        """Save, unless just this state is already saved; tell plugins; prune."""
+        """Save, unless just this state is already saved, what is finite; tell plugins; prune."""
         run = self.run
         state = (run.step, run.counters.evaluated_at)
         if self.save is None or run.step == 0 or run.saved == state:
             return
         begun = time.perf_counter()
+        check_weights(run)
         with run.stop.shielded():
             path = self.save(step_name(run.step))
             run.saved = state

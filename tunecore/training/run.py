@@ -41,7 +41,7 @@ class Counters:
     tokens: int = 0
     """Useful tokens trained on so far, over all ranks."""
     skipped_steps: int = 0
-    """Steps left out because a loss or gradient was not finite."""
+    """Steps left out because a loss or gradient was not finite, those undone by going back included."""
     evaluated_at: int = 0
     """Step of the last finished evaluation."""
     best_metric: float | None = None
@@ -87,6 +87,8 @@ class Run:
     """(step, step of the last evaluation) of the newest checkpoint."""
     tracked: dict[str, Stateful] = field(default_factory=dict)
     """Plugins' objects whose state is in every checkpoint."""
+    left_out_in_a_row: int = 0
+    """Steps just before this one that were left out because something was not finite."""
     untaken: dict[str, dict[str, Any]] = field(default_factory=dict)
     """States of a resumed checkpoint whose objects are not yet tracked."""
 

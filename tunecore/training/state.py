@@ -123,6 +123,21 @@ def load_state(run: Run, folder: Path, read_model: ReadModel | None = None) -> N
         read_model: reads the model's tensors; None reads ``model*.safetensors`` under the model's own names.
 
     Raises:
+        CheckpointError: as :func:`restore`.
+    """
+    run.untaken.clear()
+    state = restore(run, folder, read_model)
+    run.untaken = {name: kept for name, kept in state["tracked"].items() if name not in run.tracked}
+    run.counters = _counters_from_json(state["counters"])
+    run.saved = (run.step, run.counters.evaluated_at)
+    _compare_machines(run, state["machine"])
+
+
+def restore(run: Run, folder: Path, read_model: ReadModel | None = None) -> Mapping[str, Any]:
+    """Take step, weights, optimizer, strategies and tracked objects from a checkpoint; counters stay. Returns its
+    ``state.json``.
+
+    Raises:
         CheckpointError: a file is damaged, or parameters, shapes, strategies or optimizer state are not this run's;
             the file or name is said and the run is as it was.
     """
@@ -149,12 +164,10 @@ def load_state(run: Run, folder: Path, read_model: ReadModel | None = None) -> N
     run.optimizer.load_full_state(run.model, model)
     run.optimizer.load_full_state(run.unit.task_modules, objectives)
     run.optimizer.load_state_dict(tensors)
-    run.counters = _counters_from_json(state["counters"])
-    run.untaken = dict(state["tracked"])
-    for name in [n for n in run.tracked if n in run.untaken]:
-        run.tracked[name].load_state_dict(run.untaken.pop(name))
-    run.saved = (run.step, run.counters.evaluated_at)
-    _compare_machines(run, state["machine"])
+    for name, obj in run.tracked.items():
+        if name in state["tracked"]:
+            obj.load_state_dict(state["tracked"][name])
+    return state
 
 
 def make_saver(run: Run, write_model: WriteModel, info: Mapping[str, Any] | None = None) -> Callable[[str], Path]:
@@ -189,11 +202,24 @@ def resume(run: Run, read_model: ReadModel | None = None) -> Path | None:
     Leftovers of a killed process are removed. A damaged checkpoint is skipped with a warning that says why.
 
     Raises:
-        CheckpointError: the checkpoint is of another run, or ranks see different folders.
+        CheckpointError: the checkpoint is of another run, or as :func:`newest_on_all`.
     """
     if run.ranks.is_main:
         clean_leftovers(run.output_dir)
     run.ranks.barrier()
+    path = newest_on_all(run)
+    if path is not None:
+        load_state(run, path, read_model)
+    return path
+
+
+def newest_on_all(run: Run) -> Path | None:
+    """The newest good checkpoint of ``output_dir``, the same on every rank; None where there is none. One that is
+    damaged is skipped with a warning that says why.
+
+    Raises:
+        CheckpointError: ranks see different folders.
+    """
     path, skipped = newest_good(run.output_dir)
     names = run.ranks.gather(None if path is None else path.name)
     if len(set(names)) > 1:
@@ -204,8 +230,6 @@ def resume(run: Run, read_model: ReadModel | None = None) -> Path | None:
     if run.ranks.is_main:
         for damaged, reason in skipped:
             warnings.warn(f"checkpoint {damaged.name} is skipped: {reason}", stacklevel=2)
-    if path is not None:
-        load_state(run, path, read_model)
     return path
 
 

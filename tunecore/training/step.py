@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,18 @@ import torch
 from torch import Tensor
 
 from tunecore.data.streams import PhiloxStream, derive_key
-from tunecore.errors import TrainingError
+from tunecore.training.nonfinite import gradient_problem, leave_out, named_rows
 from tunecore.training.run import Run
 from tunecore.types import LossSum, PackedBatch
 
 if TYPE_CHECKING:
     from tunecore.data.loader import StepBatches
 
-_NAMED_ROWS = 20
-"""Most row ids an error message lists."""
-
-
 def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     """Make step ``run.step`` and return its metrics, of all ranks.
 
-    Every rank calls this for every step, also with no micro-batches.
+    Every rank calls this for every step, also with no micro-batches. A step that is left out counts: the next one
+    follows, with the next rows.
 
     Returns:
         ``loss`` (the weighted sum), ``loss/<name>`` (mean over targets), ``accuracy/<name>``, ``grad_norm`` (before
@@ -40,8 +36,8 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
         without targets in this step is not among them.
 
     Raises:
-        TrainingError: a loss or the gradient is not finite and ``training.on_nonfinite`` is "raise", or a task's
-            count is not what its batch announced.
+        TrainingError: a loss or the gradient is not finite and ``training.on_nonfinite`` does not go on from there
+            (``training.nonfinite``), or a task's count is not what its batch announced.
     """
     clock, tally, micro_batches, multiplier = Clock(), Tally(run), batches.micro_batches, run.multiplier
     *counts, tokens = run.ranks.sum_ints(_announced(run, micro_batches))
@@ -60,15 +56,16 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     metrics = tally.means(targets)
     metrics["grad_norm"] = norm = run.optimizer.grad_norm()
     clock.lap("reduce")
-    problem = tally.problem or _gradient_problem(run, norm, batches)
+    problem = tally.problem or gradient_problem(run, norm, batches.row_ids)
     if problem is None:
         if _is_implemented(run.hooks, "tunecore_before_optimizer_step"):
             run.hooks.tunecore_before_optimizer_step(run=run)
             norm = run.optimizer.grad_norm()  # a hook may have changed the gradients
         run.optimizer.clip(norm, run.config.training.max_grad_norm)
         run.optimizer.step(multiplier)
+        run.left_out_in_a_row = 0
     else:
-        _leave_out(run, problem)
+        leave_out(run, problem)
         metrics["skipped"] = 1.0
     metrics["learning_rate"] = run.optimizer.learning_rate * multiplier
     metrics["tokens"] = tokens
@@ -123,7 +120,7 @@ class Tally:
             totals[name][1] += right
             totals[name][2] += float(correct is not None)
             if not math.isfinite(total):
-                found.append(f"loss {name!r} is {total} on rows {_rows(batch.row_ids)}")
+                found.append(f"loss {name!r} is {total} on rows {named_rows(batch.row_ids)}")
         flat = self._run.ranks.sum([v for entry in totals.values() for v in entry])
         metrics, weights = {}, self._run.loss_weights
         loss = 0.0
@@ -182,35 +179,6 @@ def _seed_torch(key: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
         torch.cuda.manual_seed(key)
-
-
-def _gradient_problem(run: Run, norm: float, batches: StepBatches) -> str | None:
-    if math.isfinite(norm):
-        return None
-    names = [n for n, g in run.optimizer.gradients().items() if g is not None and not bool(g.isfinite().all())]
-    rows = _rows([row for rank in run.ranks.gather(list(batches.row_ids)) for row in rank])
-    what = f"of {names[0]!r} and {len(names) - 1} more parameters" if names else "norm, though no single gradient,"
-    return f"the gradient {what} is not finite (losses: {', '.join(run.unit.losses)}; rows {rows})"
-
-
-def _leave_out(run: Run, problem: str) -> None:
-    """Forget the step's gradients, by policy loudly or as an error; no NaN reaches a weight."""
-    run.optimizer.zero_grad()
-    message = f"step {run.step + 1}: {problem}"
-    if run.config.training.on_nonfinite == "raise":
-        raise TrainingError(
-            message,
-            hint="Look at these rows, or lower the learning rate; training.on_nonfinite: skip leaves such steps out.",
-        )
-    run.counters.skipped_steps += 1
-    if run.ranks.is_main:
-        warnings.warn(f"{message}; the step is left out", stacklevel=3)
-
-
-def _rows(row_ids: Any) -> str:
-    rows = list(dict.fromkeys(row_ids))
-    listed = ", ".join(str(row) for row in rows[:_NAMED_ROWS])
-    return listed if len(rows) <= _NAMED_ROWS else f"{listed} and {len(rows) - _NAMED_ROWS} more"
 
 
 def _is_implemented(hooks: Any, name: str) -> bool:
