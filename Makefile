@@ -5,6 +5,8 @@ VENV ?= .venv
 # Another torch than the pinned one: make test TORCH=torch==2.10.0 VENV=.venv-2.10
 TORCH ?= $(shell sed -n '/^torch==/p' constraints.txt)
 PYTEST_ARGS ?=
+# Processes the tests are shared out to, files whole; 0 is this one alone, which a debugger needs.
+WORKERS ?= auto
 DEMO_ARGS ?=
 # Options all benchmarks have: make bench BENCH_ARGS=--quick shows within minutes whether they run.
 BENCH_ARGS ?=
@@ -54,7 +56,7 @@ test-native: setup ## C++ tests
 	$(BIN)/python csrc/tests/run.py
 
 test-python: setup ## pytest
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-plugins: setup ## install each package of plugins/ as a stranger would, and run its tests
 	@for plugin in $(PLUGINS); do \

@@ -135,7 +135,7 @@ class Engine:
 
     def pretrain(
         self,
-        data: Data | None = None,
+        train: Data | None = None,
         *,
         objectives: Mapping[str, Any] | Sequence[str] | None = None,
         eval: Data | None = None,
@@ -146,7 +146,7 @@ class Engine:
         """Train on text with self-supervised objectives; the same call again resumes an unfinished run.
 
         Args:
-            data: paths, globs, or an iterable of texts; None takes the config's.
+            train: paths, globs, or an iterable of texts; None takes the config's.
             objectives: name -> weight or options; None is masked_lm, causal_lm for a decoder, span_corruption for T5,
                 denoising for BART.
             eval: held-out text; None holds out ``eval_fraction`` of the documents.
@@ -159,7 +159,7 @@ class Engine:
         if objectives is None:
             objectives = self.config.objectives or {self._default_objective(): 1.0}
         chosen = {"objectives": objectives, "head": None, "output_dir": os.fspath(output_dir)}
-        return self._fit(self._prepared({"train": data, "eval": eval, "test": test}, {**chosen, **options}))
+        return self._fit(self._prepared({"train": train, "eval": eval, "test": test}, {**chosen, **options}))
 
     def finetune(
         self,

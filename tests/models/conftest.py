@@ -1,8 +1,10 @@
-"""Small models and batches that the tests of tunecore.models share."""
+"""Small models and batches that the tests of tunecore.models share; makes ``two_stacks`` importable."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -14,6 +16,8 @@ from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
 from tunecore.models.padded import padded_hidden
 from tunecore.types import PackedLayout
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 _BERT_LIKE = ("bert", "roberta", "electra", "albert", "ernie", "xlm-roberta", "deberta", "deberta-v2")
 NO_DROPOUT: dict[str, dict[str, Any]] = {
