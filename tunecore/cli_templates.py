@@ -20,7 +20,7 @@ class Kind(StrEnum):
 SPACE = {
     "training.learning_rate": {"low": 1e-5, "high": 1e-4, "log": True},
     "training.epochs": [2, 3, 4],
-    "strategies": [[], ["head_only"]],
+    "strategies": [[], ["layerwise_lr_decay"]],
 }
 TEMPLATES = {
     Kind.pretrain: RunConfig(
