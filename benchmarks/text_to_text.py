@@ -13,7 +13,7 @@ from typing import Any
 from common import RESULTS, machine, machine_line
 
 from tunecore import Engine
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import TrainResult
 
 CALIBRATION_STEPS = 12
 SIZES = {"tiny": (128, 4, 4), "mini": (256, 4, 4), "small": (512, 4, 8)}

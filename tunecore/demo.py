@@ -20,7 +20,7 @@ from tunecore.demo_data import DemoData, Row, collect
 from tunecore.engine import Engine
 from tunecore.tracking.progress import duration
 from tunecore.tracking.report import REPORT_FILE, Extra, write_report
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)

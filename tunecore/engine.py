@@ -36,7 +36,7 @@ from tunecore.search.result import SearchResult
 from tunecore.search.search import run_search
 from tunecore.session import Session, open_session
 from tunecore.spool import Data, as_paths, class_names, temporary_paths
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import TrainResult
 from tunecore.types import Prediction
 
 

@@ -11,7 +11,7 @@ from tunecore.config import RunConfig
 from tunecore.run_folder import RESULT_FILE, best_name, model_digest, read_result, write_json
 from tunecore.tracking.jsonl import METRICS_FILE, append_row
 from tunecore.training.distributed import Ranks
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import TrainResult
 
 TEST = "test/"
 """What the names of metrics over ``data.test`` begin with."""

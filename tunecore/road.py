@@ -42,7 +42,7 @@ from tunecore.search.search import run_search
 from tunecore.search.space import check_space
 from tunecore.tracking.road_report import write_road_report
 from tunecore.training.distributed import Ranks, open_ranks
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import Result, TrainResult
 
 START_FILE = "started_from"
 """In a stage's folder: the digest of the model it started from."""
@@ -60,26 +60,14 @@ class StageResult:
     result: TrainResult | SearchResult
 
 
-@dataclass(frozen=True)
-class RoadResult:
+@dataclass(frozen=True, kw_only=True)
+class RoadResult(Result):
     """How a run of several stages ended."""
 
     stages: tuple[StageResult, ...]
     """Those that were run or passed over, in order."""
     head: str | Mapping[str, Any] | None
     """The head of the last stage."""
-    metrics: Mapping[str, Any]
-    """Of the last of them; the test's under ``test/``."""
-    steps: int
-    best_metric: float | None
-    best_path: Path | None
-    """The final model, after the last stage."""
-    interrupted: bool
-    """A signal ended a stage before its end; the same command again goes on."""
-    seconds: float
-    """Wall time of this call."""
-    exit_code: int = 0
-    """0, or 128 + the signal."""
 
 
 def run_road(config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase | None = None) -> RoadResult:

@@ -39,8 +39,9 @@ from tunecore.tracking.report import write_report
 from tunecore.tracking.tensorboard import installed as tensorboard_installed
 from tunecore.training.distributed import Ranks, open_ranks
 from tunecore.training.evaluate import evaluate
-from tunecore.training.loop import TrainResult, train
+from tunecore.training.loop import train
 from tunecore.training.plans import exported, make_strategies, restored
+from tunecore.training.result import TrainResult
 from tunecore.training.run import Run, make_run, step_name
 from tunecore.training.signals import StopSignal
 from tunecore.training.state import (

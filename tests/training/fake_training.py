@@ -29,8 +29,9 @@ from tunecore.data.streams import PhiloxStream
 from tunecore.registry import Registry
 from tunecore.training.distributed import open_ranks
 from tunecore.training.evaluate import evaluate
-from tunecore.training.loop import TrainResult, train
+from tunecore.training.loop import train
 from tunecore.training.optimizer import OPTIMIZERS
+from tunecore.training.result import TrainResult
 from tunecore.training.run import Run, make_run
 from tunecore.training.schedule import SCHEDULES
 from tunecore.training.state import make_saver, resume

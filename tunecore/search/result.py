@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from tunecore.training.result import Result
 
 COMPLETE, PRUNED, FAILED, RUNNING = "complete", "pruned", "failed", "running"
 
@@ -27,8 +28,8 @@ class Trial:
     """Why it failed."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, kw_only=True)
+class SearchResult(Result):
     """How a search ended."""
 
     trials: tuple[Trial, ...]
@@ -36,19 +37,6 @@ class SearchResult:
     """The complete trial with the best metric."""
     metric: str
     """What was searched for; a leading "-" means lower is better."""
-    metrics: Mapping[str, Any]
-    """Of the final model: the test's, under ``test/``."""
-    steps: int
-    """Optimizer steps of the best trial."""
-    best_metric: float | None
-    best_path: Path | None
-    """The final model."""
-    interrupted: bool
-    """A signal ended the search before its last trial; the same command again goes on."""
-    seconds: float
-    """Wall time of this call."""
-    exit_code: int = 0
-    """0, or 128 + the signal."""
 
 
 def describe(params: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ from tunecore.session import open_session
 from tunecore.tracking.search_report import TRIALS_FILE, write_search_report
 from tunecore.tracking.values import number
 from tunecore.training.distributed import Ranks, open_ranks
-from tunecore.training.loop import TrainResult
+from tunecore.training.result import TrainResult
 from tunecore.training.run import Run
 
 BEST_CONFIG = "best.yaml"
@@ -229,8 +229,7 @@ class _Search:
 
     def interrupted(self, stopped: TrainResult) -> SearchResult:
         """What there is of a search that a signal ended."""
-        result = self.result(TrainResult(0, {}, None, None, True, 0.0, stopped.exit_code))
-        return replace(result, best_path=None)
+        return self.result(replace(stopped, steps=0, metrics={}, best_path=None))
 
     def conclude(self) -> SearchResult:
         """Make the best trial's model the final one, and measure it on the test's rows; one process does it."""
@@ -259,7 +258,10 @@ class _Search:
             assert best is not None
             told = {"number": best.number, "value": best.value, "steps": max((s for s, _ in best.curve), default=0)}
         told = self.ranks.gather(told)[0]
-        base = TrainResult(told["steps"], {}, told["value"], self.folder / FINAL, False, 0.0)
+        base = TrainResult(
+            steps=told["steps"], metrics={}, best_metric=told["value"], best_path=self.folder / FINAL,
+            interrupted=False, seconds=0.0,
+        )  # fmt: skip
         measured = self.measured if self.config.data.test else None
         return self.result(with_test(base, self.config, self.ranks, measured, trial=told["number"]))
 

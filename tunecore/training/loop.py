@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from tunecore.checkpoint import prune
 from tunecore.errors import ConfigError, TrainingError, unknown_name
 from tunecore.training.evaluate import EvaluationStopped
 from tunecore.training.nonfinite import check_weights
+from tunecore.training.result import TrainResult
 from tunecore.training.run import Run, step_name
 from tunecore.training.step import train_step
 from tunecore.types import Tracker
@@ -27,26 +27,6 @@ if TYPE_CHECKING:
 EVALUATIONS_PER_PRETRAINING = 10
 _LAST = ("learning_rate",)
 """Metrics of which a logged row shows the last value; of others it shows the mean over its steps."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended."""
-
-    steps: int
-    """Optimizer steps done, those before a resume included."""
-    metrics: Mapping[str, Any]
-    """The last logged row, and the last evaluation under ``eval/``."""
-    best_metric: float | None
-    """Best value of the metric that chooses checkpoints."""
-    best_path: Path | None
-    """Checkpoint of that value."""
-    interrupted: bool
-    """A signal ended the run before its last step; the same command again resumes it."""
-    seconds: float
-    """Wall time of this call."""
-    exit_code: int = 0
-    """0, or 128 + the signal: 130 after Ctrl-C, 143 after SIGTERM."""
 
 
 def train(
