@@ -1,6 +1,7 @@
 """Build the C++ tests and run them twice: AddressSanitizer + UBSan, then ThreadSanitizer with the std::thread back end.
 
-    python csrc/tests/run.py [NAME]      only the tests whose name contains NAME
+    python csrc/tests/run.py [NAME]               only the tests whose name contains NAME
+    python csrc/tests/run.py --processors [NAME]  on emulated older processors instead (qemu-x86_64)
 
 Compiler, flags and variants come from setup.py; files that bind to Python are left out. A sanitizer this compiler
 cannot link is named and skipped; a failing test, or no sanitizer at all, is exit code 1.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,9 @@ PASSES = {
     # The std::thread back end: ThreadSanitizer does not know libgomp's barriers and reports false races.
     "tsan": ["-fsanitize=thread", "-DTUNECORE_STD_THREAD", "-fopenmp-simd", "-pthread"],
 }
+PROCESSORS = {"Nehalem": "default", "Haswell": "avx2"}
+"""Processor that qemu emulates -> the best variant it has; an instruction it lacks ends the process with SIGILL."""
+EMULATOR = "qemu-x86_64"
 
 
 def setup_module() -> ModuleType:
@@ -66,23 +71,46 @@ def build(name: str, flags: list[str], compiler: str, setup: ModuleType) -> Path
     return driver
 
 
+def run_under_sanitizers(compiler: str, setup: ModuleType, arguments: list[str]) -> bool:
+    """Every pass this compiler can link; returns whether all is well."""
+    usable = {name: flags for name, flags in PASSES.items() if setup.compiles(compiler, flags, link=True)}
+    for name in PASSES.keys() - usable.keys():
+        print(f"test-native: {compiler} cannot link {name}: skipped", file=sys.stderr)
+    passed = bool(usable)
+    for name, flags in usable.items():
+        print(f"== {name}", flush=True)
+        driver = build(name, flags, compiler, setup)
+        environment = {"UBSAN_OPTIONS": "print_stacktrace=1", **os.environ}
+        passed &= subprocess.run([driver, *arguments], env=environment, check=False).returncode == 0
+    return passed
+
+
+def run_on_processors(compiler: str, setup: ModuleType, arguments: list[str]) -> bool:
+    """Every processor of ``PROCESSORS``; returns whether each ran its own variants, all well."""
+    if shutil.which(EMULATOR) is None:
+        print(f"test-native: {EMULATOR} is not installed (Debian: qemu-user): skipped", file=sys.stderr)
+        return True
+    driver, passed = build("plain", ["-fopenmp"], compiler, setup), True
+    for processor, variant in PROCESSORS.items():
+        print(f"== {processor}", flush=True)
+        command = [EMULATOR, "-cpu", processor, driver, *arguments]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        last = ran.stdout.strip().rpartition("\n")[2]
+        print(last if ran.returncode == 0 else ran.stdout, flush=True)
+        passed &= ran.returncode == 0 and f"variants up to {variant}," in last
+    return passed
+
+
 def main(arguments: list[str]) -> int:
-    """Build and run every pass; the number of the failure, 0 where all is well."""
+    """Build and run what is asked for; 0 where all is well, else 1."""
     setup = setup_module()
     compiler = setup.find_compiler()
     if compiler is None:
         print("test-native: no C++ compiler found; nothing was tested", file=sys.stderr)
         return 1
-    usable = {name: flags for name, flags in PASSES.items() if setup.compiles(compiler, flags, link=True)}
-    for name in PASSES.keys() - usable.keys():
-        print(f"test-native: {compiler} cannot link {name}: skipped", file=sys.stderr)
-    failed = not usable
-    for name, flags in usable.items():
-        print(f"== {name}", flush=True)
-        driver = build(name, flags, compiler, setup)
-        environment = {"UBSAN_OPTIONS": "print_stacktrace=1", **os.environ}
-        failed |= subprocess.run([driver, *arguments], env=environment, check=False).returncode != 0
-    return int(failed)
+    if arguments[:1] == ["--processors"]:
+        return int(not run_on_processors(compiler, setup, arguments[1:]))
+    return int(not run_under_sanitizers(compiler, setup, arguments))
 
 
 if __name__ == "__main__":
