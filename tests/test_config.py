@@ -22,10 +22,10 @@ from tunecore.config_io import (
     check_components,
     dump_config,
     load_config,
-    parse_yaml,
     to_plain,
 )
 from tunecore.config_schema import commented_yaml, field_docs, json_schema
+from tunecore.config_yaml import parse_yaml
 from tunecore.errors import ConfigError
 from tunecore.plugins import load_plugins
 from tunecore.registry import Registry
@@ -207,9 +207,9 @@ _options = st.dictionaries(_texts, _values, max_size=3)
 
 
 @settings(max_examples=60, deadline=None)
-@example(output_dir="", train=["1e5"], rate=1.0, overrides={"": "0E0"}, optimizer="0E0", strategies=[])
+@example(output_dir="0E0", train=["1e5"], rate=1.0, overrides={"": "0E0"}, optimizer="0E0", strategies=[])
 @given(
-    output_dir=_texts,
+    output_dir=_texts.filter(str.strip),
     train=st.lists(_texts, max_size=3),
     rate=st.floats(1e-12, 1e3),
     overrides=_options,

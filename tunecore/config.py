@@ -19,6 +19,10 @@ Options = Mapping[str, Any]
 SegmenterName = Literal["characters", "lexicon", "jieba", "tokenizer"]
 
 
+_MOST_THREADS = 4096
+"""More than any machine has; OpenMP ends the process where it cannot start them."""
+
+
 def _positive(owner: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not value > 0:
@@ -206,6 +210,10 @@ class TrainingConfig:
             raise ConfigError("training.warmup, weight_decay and max_grad_norm must not be negative")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError("training.steps and training.epochs are both set; keep one of them")
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"training.seed is {self.seed}; it must be a number of 64 bits")
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise ConfigError(f"training.threads is {self.threads}; it must be at most {_MOST_THREADS}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -304,6 +312,9 @@ class RunConfig:
     """A search for the best options."""
 
     def __post_init__(self) -> None:
+        for name, folder in (("output_dir", self.output_dir), ("data.cache_dir", self.data.cache_dir)):
+            if folder is not None and (not folder.strip() or "\0" in folder):
+                raise ConfigError(f"{name} is {folder!r}, which is no name of a folder")
         if self.objectives and self.head is not None:
             raise ConfigError("objectives and head are both set; pretrain and fine-tune in two runs")
         if self.head is not None and self.data.max_length_start is not None:

@@ -11,7 +11,6 @@ import difflib
 import json
 import math
 import os
-import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -19,51 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import pydantic
-import yaml
 
 from tunecore.config import RunConfig
 from tunecore.config_stages import stage_name, stage_trees
+from tunecore.config_yaml import parse_yaml, to_yaml
+from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import ConfigError
 from tunecore.registry import Entry, Kind, Registry, name_and_options, parse_options, takes_a_list
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, in which 1e-3 is a number (YAML 1.1 reads a text) and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(str(key))
-        return super().construct_mapping(node, deep=deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes every text :class:`_Loader` would take for a number, such as "0E0"."""
-
-
-_EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$")
-for _side in (_Loader, _Dumper):
-    _side.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ConfigError: it is not YAML; ``where`` and the line are named.
-    """
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-        raise ConfigError(f"{where}:{place} {getattr(error, 'problem', None) or error}") from error
-    finally:
-        loader.dispose()
 
 
 def load_config(
@@ -229,6 +190,8 @@ def _plain(node: Any, path: str, where: str | None) -> Any:
         node = node.item()
     if isinstance(node, float) and not math.isfinite(node):
         raise ConfigError(f"{_at(where)}{path} is {node}; it must be a finite number")
+    if isinstance(node, str) and has_lone_surrogate(node):
+        raise ConfigError(f"{_at(where)}{path} is {node!r}: {LONE_SURROGATE}")
     if node is None or isinstance(node, str | bool | int | float):
         return node
     raise ConfigError(f"{_at(where)}{path} is {node!r}; a {type(node).__name__} cannot be kept in a configuration")
@@ -365,8 +328,3 @@ def to_plain(value: Any) -> Any:
 def dump_config(config: RunConfig) -> str:
     """The configuration as YAML, every key written out; :func:`load_config` reads back an equal one."""
     return to_yaml(to_plain(config), width=120)
-
-
-def to_yaml(plain: Any, **style: Any) -> str:
-    """YAML that :func:`parse_yaml` reads back as the same value; ``style`` goes to ``yaml.dump``."""
-    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, **style)

@@ -19,8 +19,9 @@ from typing import Any
 import pydantic
 
 from tunecore.config import RunConfig
-from tunecore.config_io import adapter, to_plain, to_yaml
+from tunecore.config_io import adapter, to_plain
 from tunecore.config_stages import OF_THE_WHOLE
+from tunecore.config_yaml import to_yaml
 from tunecore.registry import Entry, Kind, Registry
 
 Schema = dict[str, Any]

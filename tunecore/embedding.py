@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import DataError
 from tunecore.heads.sentence_embedding import SentenceEmbedding, SentenceEmbeddingOptions
 from tunecore.session import Session
@@ -44,6 +45,8 @@ def embed(
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise DataError(f"text {index} to embed is {text!r} ({type(text).__name__}), not a str")
+        if has_lone_surrogate(text):
+            raise DataError(f"text {index} to embed is {text!r}: {LONE_SURROGATE}")
     records = [Record({options.text: text}, "<embed>", index) for index, text in enumerate(texts)]
     vectors = np.zeros((len(records), int(session.model.config.hidden_size)), np.float32)
 

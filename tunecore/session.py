@@ -24,6 +24,7 @@ from tunecore.config import RunConfig
 from tunecore.data.loader import eval_batches
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
+from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.errors import ConfigError, DataError, unknown_name
 from tunecore.generation import split_options
@@ -163,6 +164,9 @@ class Session:
             DataError: a prompt and its answer are longer than the model's positions.
         """
         options, extra = split_options({"max_new_tokens": 50, **generation})
+        for place, text in enumerate(prompts):
+            if has_lone_surrogate(text):
+                raise DataError(f"prompt {place} is {text!r}: {LONE_SURROGATE}")
         copies = int(extra.pop("num_return_sequences", 1))
         if copies > 1 and not options.samples:
             raise ConfigError("num_return_sequences is for texts that are drawn", hint="Add do_sample=True.")
@@ -338,6 +342,8 @@ def _weighted(config: RunConfig, plugins: Plugins) -> list[tuple[Objective, floa
 
 
 def _record(row: Any, index: int, head: Head) -> Record:
+    if has_lone_surrogate(row):
+        raise DataError(f"row {index} to predict is {row!r}: {LONE_SURROGATE}")
     if isinstance(row, Mapping):
         return Record(row, "<predict>", index)
     text, pair = row if isinstance(row, tuple | list) and len(row) == 2 else (row, None)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tunecore.data.sources import expand_paths
+from tunecore.data.surrogates import has_lone_surrogate
 from tunecore.errors import DataError
 
 Data = str | os.PathLike[str] | Iterable[Any]
@@ -66,7 +67,10 @@ def as_paths(data: Data, spool: Path, name: str) -> tuple[str, ...]:
         for count, item in enumerate(data, start=1):  # type: ignore[arg-type]
             row = dict(_row(item, name, count))
             row |= {column: _named(row[column], names) for column, names in named.items() if column in row}
-            file.write(json.dumps(row, ensure_ascii=False, default=_plain) + "\n")
+            line = json.dumps(row, ensure_ascii=False, default=_plain)
+            if has_lone_surrogate(line):  # the reader counts and names such a row, if it can read it
+                line = json.dumps(row, default=_plain)
+            file.write(line + "\n")
     if count == 0:
         temporary.unlink()
         raise DataError(f"{name}: the data given holds no row")

@@ -11,6 +11,7 @@ import glob
 import gzip
 import os
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -120,7 +121,7 @@ def _members(path: str, suffixes: Sequence[str]) -> list[str]:
     """The file itself, or the readable members of an archive."""
     suffix = suffix_of(path)
     if suffix == ".zip":
-        with _reading(path), zipfile.ZipFile(path) as archive:
+        with _reading(path), _regular_file(path) as file, zipfile.ZipFile(file) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
         members = [f"{path}{MEMBER}{n}" for n in names if suffix_of(n) in suffixes and not n.startswith("__MACOSX/")]
         if not members:
@@ -157,14 +158,32 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     archive_path, is_member, member = path.partition(MEMBER)
     with _reading(path):
         if is_member:
-            with zipfile.ZipFile(archive_path) as archive:
+            with _regular_file(archive_path) as file, zipfile.ZipFile(file) as archive:
                 if member not in archive.namelist():
                     raise DataError(f"{path}: the archive has no such member")
                 with archive.open(member) as stream:
                     yield _unzipped(stream, member)
         else:
-            with open(path, "rb") as file:
+            with _regular_file(path) as file:
                 yield _unzipped(file, path)
+
+
+def _regular_file(path: str) -> IO[bytes]:
+    """An open file on disk. A pipe or a device would wait for ever, and data is read more than once.
+
+    Raises:
+        DataError: it is something else.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - closed by the caller
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise DataError(f"{path}: is a pipe or a device, not a file", hint="Write what it gives to a file first.")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # Opening a pipe that nobody writes to would wait; a file does not mind the flag.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _unzipped(stream: IO[bytes], name: str) -> IO[bytes]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tunecore.data.files import open_binary
 from tunecore.data.readers import TEXT, Malformed
+from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import DataError
 from tunecore.types import Record
 
@@ -56,8 +57,10 @@ class JsonSource:
             raise DataError(
                 f"{path}: holds {found}; it must be a list of objects, or have one under {_DATA!r} as SQuAD has"
             )
+        escapes = b"\\u" in raw
         for number, fields in enumerate(_rows(rows), start=1):
-            yield Record(fields, path, number)
+            broken = escapes and has_lone_surrogate(fields)
+            yield Record(Malformed(LONE_SURROGATE) if broken else fields, path, number)
 
 
 def _rows(rows: list[Any]) -> Iterator[Mapping[str, Any]]:

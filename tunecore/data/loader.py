@@ -6,6 +6,7 @@ enter the compiled core. The processes are those of ``torch.utils.data.DataLoade
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -57,6 +58,10 @@ class _Steps(torch.utils.data.Dataset[StepBatches | _Failure]):
             return _Failure(type(error), error.message, error.hint)
 
 
+_MOST_WORKERS_A_CORE = 16
+"""More only cost memory, until there is none left for anybody."""
+
+
 def _as_it_is(item: Any) -> Any:
     return item
 
@@ -94,6 +99,11 @@ class StepLoader:
         smallest = 1 if isinstance(batch_size, BatchSizes) else batch_size
         if min(smallest, max_tokens, accumulation) < 1 or num_workers < 0 or not 0 <= rank < world_size:
             raise ConfigError("batch_size, max_tokens and accumulation must be at least 1, rank below world_size")
+        if num_workers > (most := _MOST_WORKERS_A_CORE * (os.cpu_count() or 1)):
+            raise ConfigError(
+                f"data.num_workers is {num_workers}; this machine has cores for {most} at most",
+                hint="Two are often enough.",
+            )
         if len(rows) == 0:
             raise DataError("there are no rows to train on")
         self.rows, self.seed = rows, seed

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunecore.data.files import open_binary, text_lines
+from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import ConfigError, DataError
 from tunecore.types import Record
 
@@ -105,6 +106,8 @@ def _json_fields(line: str) -> Mapping[str, Any]:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Malformed(f"not JSON: {error}")
+    if "\\u" in line and has_lone_surrogate(value):
+        return Malformed(LONE_SURROGATE)
     if isinstance(value, str):
         return {TEXT: value}
     return value if isinstance(value, dict) else Malformed(f"a JSON {type(value).__name__}, not an object")
@@ -173,7 +176,10 @@ class TableSource:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield number, f"not well-formed: {error}"
+                # The module's own words are about how Python opens files.
+                carriage = "new-line character" in str(error)
+                why = "a carriage return in it; lines must end in LF or CRLF" if carriage else str(error)
+                yield number, f"not well-formed: {why}"
 
 
 def _header(path: str, fields: list[str]) -> tuple[str, ...]:
@@ -218,7 +224,7 @@ class ParquetSource:
                     for fields in batch.to_pylist():
                         number += 1
                         yield Record(fields, path, number)
-            except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            except (pa.ArrowException, ValueError, OverflowError) as error:  # values that are none of Python's, too
                 raise DataError(f"{path}: not a readable parquet file (after row {number}): {error}") from error
 
 

@@ -2,52 +2,11 @@
 
 import builtins
 import io
-import json
-import shutil
 
 import pytest
 
 from tunecore import Engine
 from tunecore.errors import CheckpointError, ConfigError, DataError, PluginError
-
-SETTINGS = {"steps": 2, "batch_size": 4, "progress": False, "report": False, "eval_fraction": 0}
-
-
-@pytest.fixture(scope="module")
-def model(topics, text_file, tokenizer_dir, tmp_path_factory):
-    """A run folder with a tiny pretrained BERT."""
-    folder = tmp_path_factory.mktemp("model") / "run"
-    engine = Engine.from_scratch("bert", size="tiny", tokenizer=str(tokenizer_dir), max_length=64)
-    engine.pretrain(topics[:30], output_dir=folder, **SETTINGS)
-    return folder
-
-
-@pytest.fixture
-def pretrain(text_file, tokenizer_dir, tmp_path):
-    def run(data=str(text_file), *, family="bert", output_dir=tmp_path / "run", **options):
-        engine = Engine.from_scratch(family, size="tiny", tokenizer=str(tokenizer_dir), max_length=64)
-        return engine.pretrain(data, output_dir=output_dir, **{**SETTINGS, **options})
-
-    return run
-
-
-@pytest.fixture
-def finetune(model, reviews, tmp_path):
-    def run(train=reviews, *, checkpoint=model, **options):
-        engine = Engine.from_pretrained(checkpoint)
-        return engine.finetune(train, output_dir=tmp_path / "run", **{**SETTINGS, **options})
-
-    return run
-
-
-@pytest.fixture
-def file(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
-
-    return write
 
 
 def test_an_empty_corpus(pretrain, file):
@@ -104,13 +63,13 @@ def test_sequences_longer_than_the_model(finetune):
         finetune(max_length=512)
 
 
-def test_a_vocabulary_larger_than_the_embedding(model, topics, tmp_path):
+def test_a_vocabulary_larger_than_the_embedding(model, topics, tmp_path, settings):
     from tunecore.data.tokenizer import train_tokenizer
 
     train_tokenizer(topics, vocab_size=1500).save_pretrained(tmp_path / "large")
     engine = Engine.from_pretrained(model, tokenizer={"path": str(tmp_path / "large")})
     with pytest.raises(ConfigError, match=r"the tokenizer has ids up to 1499 .*embedding has 1000 rows"):
-        engine.pretrain(topics, output_dir=tmp_path / "run", **SETTINGS)
+        engine.pretrain(topics, output_dir=tmp_path / "run", **settings)
 
 
 def test_a_nan_in_the_text_column_is_left_out_counted_and_named(finetune, reviews, tmp_path, caplog):
@@ -130,13 +89,6 @@ def test_unknown_components_list_the_known_nearest_first(pretrain, finetune):
         pretrain(objectives={"masked_lm": {"mask_rte": 0.3}})
 
 
-def copied(model, tmp_path, **changes):
-    shutil.copytree(model / "final", tmp_path / "other")
-    path = tmp_path / "other" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return tmp_path / "other"
-
-
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -145,9 +97,9 @@ def copied(model, tmp_path, **changes):
         ({"model_type": "vit"}, ConfigError, r"unknown model_type 'vit'; known: .*bert"),
     ],
 )
-def test_a_checkpoint_of_another_architecture(model, finetune, tmp_path, changes, error, message):
+def test_a_checkpoint_of_another_architecture(copied, finetune, changes, error, message):
     with pytest.raises(error, match=message):
-        finetune(checkpoint=copied(model, tmp_path, **changes))
+        finetune(checkpoint=copied(**changes))
 
 
 def test_an_output_folder_with_another_run(pretrain):
