@@ -267,6 +267,11 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             f"tokenizer {str(path)!r}: {type(tokenizer).__name__} has no fast version",
             hint="Save it as tokenizer.json first.",
         )
+    if tokenizer.get_vocab().keys() <= set(tokenizer.all_special_tokens):
+        raise DataError(
+            f"tokenizer {str(path)!r}: knows no token but its special ones",
+            hint="Its tokenizer.json or vocab.txt is missing: copy all files of the tokenizer.",
+        )
     return tokenizer
 
 

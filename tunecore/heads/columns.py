@@ -82,6 +82,8 @@ def number(value: Any, record: Record, name: str) -> float:
         found = float(value)
     except (TypeError, ValueError):
         raise DataError(f"{where} is {value!r}, which is no number") from None
+    except OverflowError:
+        raise DataError(f"{where} has too many digits") from None
     if not math.isfinite(found):
         raise DataError(f"{where} is {found}; it must be finite")
     return found
