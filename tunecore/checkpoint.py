@@ -143,14 +143,15 @@ def read_manifest(path: Path) -> Manifest:
             )
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in content["files"].items()}
         manifest = Manifest(str(content["name"]), files, dict(content["info"]))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        # Equal bytes, not equal meaning: also a flipped bit that JSON would shrug off is found.
+        same = _manifest_bytes(content, digest) == data and hashlib.sha256(_canonical(content)).hexdigest() == digest
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise damaged from None
-    # Equal bytes, not equal meaning: also a flipped bit that JSON would shrug off is found.
-    if _manifest_bytes(content, digest) != data or hashlib.sha256(_canonical(content)).hexdigest() != digest:
+    if not same:
         raise damaged
     for name in files:
         parts = PurePosixPath(name)
-        if parts.is_absolute() or ".." in parts.parts:
+        if parts.is_absolute() or ".." in parts.parts or "\0" in name:
             raise CheckpointError(f"{str(file)!r} names {name!r}, which is outside the checkpoint")
     return manifest
 

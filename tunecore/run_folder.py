@@ -80,7 +80,7 @@ def record_data(folder: Path, summary: Mapping[str, Any]) -> None:
     """
     path = folder / SUMMARY_FILE
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8")).get("digest")
+        before = _read_object(path).get("digest")
         if before != summary.get("digest"):
             raise ConfigError(
                 f"the data of the run in {str(folder)!r} has changed since it began "
@@ -88,6 +88,16 @@ def record_data(folder: Path, summary: Mapping[str, Any]) -> None:
                 hint="Restore the files, or start a new run in another output_dir.",
             )
     write_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{str(path)!r} holds a {type(value).__name__}, not an object")
+    return value
 
 
 def record_best(folder: Path, checkpoint: Path | None) -> None:
@@ -107,7 +117,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         result = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # damaged by hand: the run is looked at anew
     return result if isinstance(result, dict) else None
 
@@ -133,7 +143,12 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
 def best_name(folder: Path) -> str | None:
     """Name of the best checkpoint, where the run chose one."""
     path = folder / BEST_FILE
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
+    if not path.exists():
+        return None
+    name = path.read_text(encoding="utf-8", errors="replace").strip()
+    if Path(name).name != name:
+        raise CheckpointError(f"{str(path)!r} names {name[:80]!r}, which is no checkpoint of this run")
+    return name
 
 
 def resolve_model(path: str | os.PathLike[str]) -> Path:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from tunecore.config import RunConfig
+from tunecore.errors import CheckpointError
 from tunecore.heads.sentence_embedding import NAME as SENTENCE_EMBEDDING
 from tunecore.heads.sentence_transformers import read_sentence_model
 from tunecore.models.families.base import HEAD_CLASSES
-from tunecore.models.folder import read_config
+from tunecore.models.folder import CONFIG_FILE, read_config
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
 from tunecore.types import Head
@@ -26,19 +27,53 @@ CONFIG_KEY = "tunecore"
 PROBLEM_TYPES = {"multi_label_classification": "multi_label_classification", "regression": "regression"}
 """The config's problem_type of a ``...ForSequenceClassification`` -> its head, where that is another one."""
 
+_KINDS = {
+    "architectures": list, "id2label": dict, "problem_type": str, "max_position_embeddings": int, "n_positions": int,
+    "pad_token_id": int, CONFIG_KEY: dict,
+}  # fmt: skip
+"""What is read of a config.json here, each with its kind."""
+_ENTRY_KINDS = {"head": dict, "objectives": dict, "max_length": int}
+_HEAD_KINDS = {"name": str, "options": dict, "facts": dict}
+_SAID = {list: "a list", dict: "{key: value} pairs", str: "a text", int: "a whole number"}
+
 
 def with_known_length(config: RunConfig) -> RunConfig:
     """``config`` with ``data.max_length`` filled in: as given, as the checkpoint was trained, or as it allows."""
     if config.data.max_length is not None or config.model.checkpoint is None:
         return config
-    saved = read_config(resolve_model(config.model.checkpoint))
-    entry = saved.get(CONFIG_KEY) or {}
+    saved, entry = read_saved(resolve_model(config.model.checkpoint))
     positions = saved.get("max_position_embeddings") or saved.get("n_positions") or config.data.length
     # RoBERTa's table, and that of its multilingual kin, has pad_id + 1 rows that no token uses.
     skips = saved.get("model_type") in ("roberta", "xlm-roberta")
     unused = (saved.get("pad_token_id") or 0) + 1 if skips else 0
     length = entry.get("max_length") or min(config.data.length, positions - unused)
     return replace(config, data=replace(config.data, max_length=int(length)))
+
+
+def read_saved(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(config.json of a model folder, what tunecore has written in it: {} where another program made it).
+
+    Raises:
+        CheckpointError: there is none, or an entry that is read here is not of its kind; it is named.
+    """
+    saved, where = read_config(folder), f"{folder / CONFIG_FILE}: "
+    _check_kinds(saved, _KINDS, where)
+    entry = saved.get(CONFIG_KEY) or {}
+    _check_kinds(entry, _ENTRY_KINDS, f"{where}{CONFIG_KEY}.")
+    if entry.get("head") is not None:
+        _check_kinds(entry["head"], _HEAD_KINDS, f"{where}{CONFIG_KEY}.head.", required=True)
+    for key in saved.get("id2label") or ():
+        if not key.isdecimal():
+            raise CheckpointError(f"{where}id2label has the key {key!r}; its keys are numbers")
+    return saved, entry
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type], where: str, required: bool = False) -> None:
+    for key, kind in kinds.items():
+        value = values.get(key)
+        right = not required if value is None else isinstance(value, kind) and not isinstance(value, bool)
+        if not right:
+            raise CheckpointError(f"{where}{key} is {value!r:.80}; it must be {_SAID[kind]}")
 
 
 def head_of_transformers(saved: Mapping[str, Any]) -> str | None:

@@ -21,20 +21,27 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunecore.config import RunConfig
+from tunecore.config_io import check_options
 from tunecore.data.loader import eval_batches
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.data.tokenizer import load_tokenizer
-from tunecore.errors import ConfigError, DataError, unknown_name
+from tunecore.errors import CheckpointError, ConfigError, DataError, unknown_name
 from tunecore.generation import split_options
 from tunecore.inputs import evaluation_rows
-from tunecore.models.folder import read_config
 from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
 from tunecore.run_folder import resolve_model
-from tunecore.saved_tasks import CONFIG_KEY, config_entry, facts_of_transformers, with_known_length, with_saved_tasks
+from tunecore.saved_tasks import (
+    CONFIG_KEY,
+    config_entry,
+    facts_of_transformers,
+    read_saved,
+    with_known_length,
+    with_saved_tasks,
+)
 from tunecore.tracking.progress import counted
 from tunecore.training.distributed import Ranks
 from tunecore.training.evaluate import evaluate, evaluation_mode
@@ -292,8 +299,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     assert config.model.checkpoint is not None
     folder = resolve_model(config.model.checkpoint)
     known_model_type(folder, plugins.registry.names("family"))
-    saved = read_config(folder)
-    entry = saved.get(CONFIG_KEY) or {}
+    saved, entry = read_saved(folder)
     config = with_known_length(with_saved_tasks(config, entry, saved, folder))
     tokenizer = load_tokenizer(config.tokenizer.path or str(folder))
     head: Head | None = None
@@ -304,6 +310,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
         if kept.get("name") == name:  # what is not said anew is as it was trained
             options = {**kept.get("options", {}), **options}
             config = replace(config, head={name: options})
+        check_options(plugins.registry.entry("head", name), options)
         head = plugins.registry.create("head", name, options)
         known = kept.get("facts") if kept.get("name") == name else facts_of_transformers(saved, name)
         if options.get("labels"):
@@ -315,7 +322,12 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
                 f"the labels of head {name!r} are not known yet", hint="Call finetune, or pass labels=[...]."
             )
         facts = known
-        head.load(facts)
+        try:
+            head.load(facts)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder}: what its config.json says of the head {name!r} cannot be used: {error!r}"
+            ) from error
     # Such a head is used as it comes, and its layers are a pretraining task's: new ones would measure nothing.
     complete = not getattr(head, "needs_facts", True) and bool(getattr(head, "uses", ()))
     return make_session(config, plugins, tokenizer, head, facts, complete=complete)

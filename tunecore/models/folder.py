@@ -55,7 +55,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is no model: {CONFIG_FILE} is missing")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path} holds {type(raw).__name__}, not an object")
@@ -142,9 +142,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         CheckpointError: a file is missing or damaged, or the index names a file elsewhere.
     """
     tensors: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{folder / _INDEX} names {name!r}, which is no file of this folder")
+    for name in weight_files(folder):
         try:
             tensors.update(load_file(folder / name))
         except (SafetensorError, OSError) as error:
@@ -153,7 +151,12 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     return {name: as_float32(tensor, copy=True) for name, tensor in tensors.items()}
 
 
-def _weight_files(folder: Path) -> list[Any]:
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files of a model's weights, all of them in its folder.
+
+    Raises:
+        CheckpointError: there are none, or the index is damaged or names a file elsewhere.
+    """
     if (folder / _WEIGHTS).is_file():
         return [_WEIGHTS]
     if not (folder / _INDEX).is_file():
@@ -164,9 +167,13 @@ def _weight_files(folder: Path) -> list[Any]:
         )
     try:
         index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-        return sorted(set(index["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        names = set(index["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / _INDEX} cannot be read: {error!r}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{folder / _INDEX} names {name!r}, which is no file of this folder")
+    return sorted(names)
 
 
 def as_float32(tensor: Tensor, *, copy: bool = False) -> Tensor:
@@ -192,7 +199,8 @@ def check_tensors(
             skeleton = cls(config)
     except BAD_VALUES as error:
         raise ConfigError(f"{folder / CONFIG_FILE} makes no {cls.__name__}: {error}") from error
-    wanted = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    parameters = skeleton.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in parameters.items()}
     body = body_prefixes(family, skeleton)
     stacks = tuple({block[0].rsplit(".", 2)[0] + "." for block in family.layers(skeleton).blocks})
     base = f"{cls.base_model_prefix}."
@@ -203,6 +211,8 @@ def check_tensors(
         shape = tuple(tensors[name].shape)
         if known is None and any(s.startswith(stacks) and not s.startswith(body) for s in spellings):
             raise CheckpointError(f"{folder}: {name} is of a layer beyond the {depth} of config.json")
+        if known is not None and tensors[name].is_floating_point() != parameters[known].is_floating_point():
+            raise CheckpointError(f"{folder}: {name} is of {tensors[name].dtype}, which is no dtype of weights")
         if known is not None and shape != wanted[known]:
             if known.startswith(body):
                 raise CheckpointError(f"{folder}: {name} is {shape}, but config.json makes it {wanted[known]}")

@@ -171,8 +171,15 @@ def load_model(
     if complete and report["missing_keys"]:
         raise _incomplete(model, raw, sorted(report["missing_keys"]), folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        model.generation_config = _generation_config(folder)
     return _finish(model)
+
+
+def _generation_config(folder: Path) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library raises its own kinds for a wrong type or value
+        raise CheckpointError(f"{folder / 'generation_config.json'} cannot be used: {error}") from error
 
 
 def save_model(

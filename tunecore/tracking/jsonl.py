@@ -33,7 +33,7 @@ def parse_row(line: str) -> dict[str, Any] | None:
     """Read one line; None where it is not an object with an integer ``step`` (a torn write)."""
     try:
         row = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return None

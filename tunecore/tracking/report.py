@@ -14,8 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from tunecore.config_yaml import parse_yaml
 from tunecore.errors import DataError
 from tunecore.tracking.charts import Series, heat_table, line_chart, share_bar, table
 from tunecore.tracking.jsonl import METRICS_FILE, read_rows
@@ -71,9 +70,9 @@ def write_report(
             hint="Name the output_dir of a run.",
         )
     rows = read_rows(metrics_file)
-    loaded = yaml.safe_load(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+    loaded = parse_yaml(_text_of(settings_file), str(settings_file)) if settings_file.is_file() else {}
     settings: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {}
-    best = (folder / "best").read_text(encoding="utf-8").strip() if (folder / "best").is_file() else ""
+    best = _text_of(folder / "best").strip() if (folder / "best").is_file() else ""
     parts = [
         tiles(_figures(rows)),
         *(section(e.title, _note(e.note), table(e.header, e.rows)) for e in extra),
@@ -98,7 +97,15 @@ def _note(text: str) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(_text_of(path)) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}", hint="Delete it; the report can do without.") from error
+
+
+def _text_of(path: Path) -> str:
+    """A file's text; what is not UTF-8 shows as marks, for a report is not the place to fail over it."""
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _title(folder: Path, settings: Mapping[str, Any]) -> str:

@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tunecore.checkpoint import clean_leftovers, commit, newest_good, verify
 from tunecore.errors import CheckpointError
+from tunecore.models.folder import weight_files
 from tunecore.training.optimizer import OptimizerState
 from tunecore.training.plans import exported
 from tunecore.training.run import Counters, Run
@@ -39,6 +41,12 @@ OBJECTIVES_FILE = "objectives.safetensors"
 UNMERGED_FILE = "unmerged.safetensors"
 STATE_FILE = "state.json"
 FORMAT = 1
+
+
+_STATE = {
+    "step": int, "seed": int, "counters": dict, "optimizer": dict, "strategies": list, "tracked": dict, "machine": dict,
+}  # fmt: skip
+"""Entries of the file, each with its kind."""
 
 
 def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
@@ -263,13 +271,9 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     """Read ``model.safetensors``, or the shards its index lists.
 
     Raises:
-        CheckpointError: neither is there.
+        CheckpointError: neither is there, or they are damaged.
     """
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        return {name: value for shard in sorted(shards) for name, value in _read(folder / shard).items()}
-    return _read(folder / "model.safetensors")
+    return {name: value for file in weight_files(folder) for name, value in _read(folder / file).items()}
 
 
 def _with_unmerged(run: Run, folder: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -342,7 +346,10 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise CheckpointError(f"{str(path)!r} is missing")
-    tensors: dict[str, Tensor] = load_file(path)
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
     return tensors
 
 
@@ -352,9 +359,17 @@ def _read_state(path: Path) -> dict[str, Any]:
             f"{str(path)!r} is missing: the folder holds a model, but no state to continue a run from",
             hint="Start a new run from it with model.checkpoint.",
         )
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if state["format"] > FORMAT:
-        raise CheckpointError(f"{str(path)!r} has format {state['format']}; this tunecore reads up to {FORMAT}")
+    try:
+        state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if state["format"] > FORMAT:
+            raise CheckpointError(f"{str(path)!r} has format {state['format']}; this tunecore reads up to {FORMAT}")
+        wrong = [key for key, kind in _STATE.items() if not isinstance(state[key], kind)]
+        wrong += [] if all(len(pair) == 2 for pair in state["strategies"]) else ["strategies"]
+        _counters_from_json(state["counters"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} is not as tunecore writes it: {error!r}") from error
+    if wrong:
+        raise CheckpointError(f"{str(path)!r} is not as tunecore writes it: {', '.join(wrong)}")
     return state
 
 

@@ -51,29 +51,31 @@ LABELS = {
     "another column": (
         rows(*NAMES), {"head": {"sequence_classification": {"label": "stars"}}}, r"no column 'stars'; columns found: t",
     ),
-    "names for regression": (rows(*NAMES), {"head": "regression"}, r"train.jsonl:1: the number .* is 'pos', which is no"),
-    "NaN for regression": (rows(1.0, math.nan), {"head": "regression"}, r"train.jsonl:2: the number .* is nan; it must"),
-    "infinity for regression": (rows(1.0, math.inf), {"head": "regression"}, r"train.jsonl:2: the number .* is inf; it"),
+    "names for regression": (rows(*NAMES), {"head": "regression"}, r"train.jsonl:1: the number .* is 'pos', whi"),
+    "NaN for regression": (rows(1.0, math.nan), {"head": "regression"}, r"train.jsonl:2: the number .* is nan; it"),
+    "infinity for regression": (rows(1.0, math.inf), {"head": "regression"}, r"train.jsonl:2: the number .* is inf; i"),
     "a number too large for regression": (
         rows(1.0, int("9" * 400)), {"head": "regression"}, r"train.jsonl:2: the number .* has too many digits",
     ),
     "all the same for regression": (rows(2, 2), {"head": "regression"}, r"every training row has 2.0 in .*learn"),
     "other numbers of numbers": (rows([1, 2], [1]), {"head": "regression"}, r"train.jsonl:2: .*1 numbers?"),
     "a number out of its range": (
-        rows(0, 9), {"head": {"regression": {"min": 0, "max": 5}}}, r"train.jsonl:2: .*9.0.*0.* to 5|train.jsonl:2: .*5",
+        rows(0, 9), {"head": {"regression": {"min": 0, "max": 5}}}, r"train.jsonl:2: .*9.0.*5",
     ),
     "a range of nothing": (rows(0, 9), {"head": {"regression": {"min": 5, "max": 5}}}, r"regression.*min.*max"),
     "no list for several labels": (rows({}, {}), {"head": MULTI}, r"train.jsonl:1: .*label"),
     "no tags": (rows(*NAMES), {"head": "token_classification"}, r"no column 'tokens'"),
     "fewer tags than words": (
-        [{"tokens": ["a", "b"], "tags": ["O"]}], {"head": "token_classification"}, r"1 tags: another number than tokens .*train.jsonl:1",
+        [{"tokens": ["a", "b"], "tags": ["O"]}], {"head": "token_classification"},
+        r"1 tags: another number than tokens .*train.jsonl:1",
     ),
     "an answer that is not there": (
         [{"question": "who", "context": "a man", "answers": {"text": ["dog"], "answer_start": [2]}}],
         {"head": "extractive_qa"}, r"answers: the context has another text at answer_start .*train.jsonl:1",
     ),
     "an answer of another kind": (
-        [{"question": "who", "context": "a man", "answers": 3}], {"head": "extractive_qa"}, r"1 answers: neither SQuAD.s list nor .*train.jsonl:1",
+        [{"question": "who", "context": "a man", "answers": 3}], {"head": "extractive_qa"},
+        r"1 answers: neither SQuAD.s list nor .*train.jsonl:1",
     ),
     "one choice": (
         [{"question": "q", "choices": ["a"], "label": 0}], {"head": "multiple_choice"}, r"train.jsonl:1.*choice",
@@ -118,7 +120,7 @@ EMPTY = {
 
 @pytest.mark.parametrize("case", EMPTY)
 def test_a_corpus_of_which_nothing_is_left_counts_what_went(pretrain, case):
-    with pytest.raises(DataError, match=r"no text is left: .*(empty|too_short).*\n.*Check data.train, .*data.min_chars"):
+    with pytest.raises(DataError, match=r"no text is left: .*(empty|too_short).*\n.*Check data.train, .*min_chars"):
         pretrain(EMPTY[case], min_chars=10)
 
 
@@ -159,13 +161,16 @@ def without(*roles):
 
 
 TOKENIZERS = {
-    "no files": (damaged(lambda folder: [file.unlink() for file in folder.iterdir()]), r"the folder holds no tokenizer.js"),
-    "no vocabulary": (damaged(lambda folder: (folder / "tokenizer.json").unlink()), r"broken': knows no token but its special ones.*\n.*tokenizer.json"),
+    "no files": (damaged(lambda folder: [file.unlink() for file in folder.iterdir()]), r"holds no tokenizer.json"),
+    "no vocabulary": (
+        damaged(lambda folder: (folder / "tokenizer.json").unlink()),
+        r"broken': knows no token but its special ones.*\n.*tokenizer.json",
+    ),
     "an empty tokenizer.json": (cut("tokenizer.json", 0), r"tokenizer '.*broken': cannot be loaded"),
     "half a tokenizer.json": (cut("tokenizer.json", 2000), r"tokenizer '.*broken': cannot be loaded"),
     "half a tokenizer_config.json": (cut("tokenizer_config.json", 30), r"tokenizer '.*broken': cannot be loaded"),
     "another kind of model": (
-        rewritten("tokenizer.json", lambda t: t["model"].update(type="Evil")), r"tokenizer '.*broken': cannot be loaded",
+        rewritten("tokenizer.json", lambda t: t["model"].update(type="Evil")), r"'.*broken': cannot be loaded",
     ),
     "a vocabulary of texts": (
         rewritten("tokenizer.json", lambda t: t["model"].update(vocab={"a": "b"})), r"broken': cannot be loaded",
@@ -174,7 +179,7 @@ TOKENIZERS = {
         rewritten("tokenizer.json", lambda t: t["model"].update(vocab={"a": -1})), r"broken': cannot be loaded",
     ),
     "a class of its own": (
-        rewritten("tokenizer_config.json", lambda t: t.update(tokenizer_class="Evil", auto_map={"AutoTokenizer": "x.Y"})),
+        rewritten("tokenizer_config.json", lambda t: t.update(tokenizer_class="Evil", auto_map={"AutoTokenizer": "x"})),
         r"tokenizer '.*broken': cannot be loaded",
     ),
     "no mask token": (without("mask_token"), r"mask token"),
