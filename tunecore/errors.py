@@ -44,6 +44,14 @@ class TrainingError(TunecoreError):
     """Training cannot go on: a loss or gradient is not finite, or a count does not match."""
 
 
+def described(error: BaseException) -> str:
+    """Return "TYPE: TEXT" of an error of somebody else's, also of one that cannot make its text."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as another:
+        return f"{type(error).__name__} (its text cannot be made: {type(another).__name__})"
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return "unknown KIND 'NAME'; known: ..." with the nearest known names first."""
     names = sorted(set(known))

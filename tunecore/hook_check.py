@@ -16,7 +16,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from tunecore import hookspecs
 from tunecore.config import RunConfig
-from tunecore.errors import PluginError, TunecoreError
+from tunecore.errors import PluginError, TunecoreError, described
 
 MARK = f"{hookspecs.PROJECT}_impl"
 """Attribute that ``@tunecore.hookimpl`` leaves on a function."""
@@ -144,7 +144,7 @@ def guard(function: Callable[..., Any], hook: str, owner: str) -> Callable[..., 
             error.args = (error.message if error.hint is None else f"{error.message}\n{error.hint}",)
             raise
         except (Exception, SystemExit) as error:
-            raise PluginError(f"{owner} in hook {hook}: {type(error).__name__}: {error}") from error
+            raise PluginError(f"{owner} in hook {hook}: {described(error)}") from error
         wanted = RETURNS.get(hook)
         if result is not None and (wanted is None or not isinstance(result, wanted)):
             may = "nothing" if wanted is None else f"a {wanted.__name__} or nothing"

@@ -26,7 +26,7 @@ import pluggy
 
 from tunecore import __version__, hookspecs
 from tunecore.config import PluginsConfig
-from tunecore.errors import PluginError
+from tunecore.errors import PluginError, described
 from tunecore.hook_check import HOOKS, Proxy, check_api, proxy_of
 from tunecore.registry import Kind, Registry
 
@@ -287,7 +287,7 @@ def _admit(info: PluginInfo, get: Callable[[], Any], registry: Registry) -> Prox
         raise
     except BaseException as error:  # SystemExit too: a plugin must not end the program by being imported
         raise PluginError(
-            f"{info.owner} could not be loaded from {info.value!r}: {type(error).__name__}: {error}",
+            f"{info.owner} could not be loaded from {info.value!r}: {described(error)}",
             hint=_way_out(info),
         ) from error
     check_api(plugin, info.owner)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from tunecore.errors import ConfigError, PluginError, unknown_name
+from tunecore.errors import ConfigError, PluginError, described, unknown_name
 
 Kind = Literal["objective", "head", "strategy", "optimizer", "schedule", "source", "family", "tracker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -94,9 +94,7 @@ class Registry:
         except ConfigError:
             raise
         except Exception as error:
-            raise PluginError(
-                f"{entry.owner}: making {kind} {name!r} failed: {type(error).__name__}: {error}"
-            ) from error
+            raise PluginError(f"{entry.owner}: making {kind} {name!r} failed: {described(error)}") from error
 
 
 def parse_options(entry: Entry, options: Mapping[str, Any]) -> Any:

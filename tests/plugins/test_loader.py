@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import sys
-import textwrap
-import warnings
-from pathlib import Path
 
 import pytest
+from installed import failure, hook
 
 import tunecore
 from tunecore import hookspecs, plugins
 from tunecore.config import PluginsConfig, RunConfig
 from tunecore.errors import ConfigError, DataError, PluginError
 from tunecore.hook_check import HOOKS
-
-_numbers = itertools.count()
 
 GOOD = """
     from dataclasses import dataclass
@@ -31,54 +26,6 @@ GOOD = """
     def tunecore_register_objectives(register):
         register("echo", lambda options: ("echo", options.rate), Options)
 """
-
-
-@pytest.fixture
-def install(tmp_path: Path, fresh_environment: pytest.MonkeyPatch):
-    """``install(name, code, dist=..., version=...)`` puts a distribution with one plugin on the path."""
-    monkeypatch = fresh_environment
-    (tmp_path / "light_builtin.py").write_text(
-        textwrap.dedent("""
-        import tunecore
-
-        @tunecore.hookimpl
-        def tunecore_register_strategies(register):
-            register("full", lambda options: "full")
-
-        @tunecore.hookimpl
-        def tunecore_step_end(run):
-            run.append("builtin")
-        """)
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    # The real built-ins bring in torch and transformers; test_the_real_builtins below takes those.
-    monkeypatch.setattr(plugins, "BUILTIN", "light_builtin")
-
-    def install(name: str, code: str, dist: str | None = None, version: str = "1.2", target: str = "") -> str:
-        module = f"plug_{next(_numbers)}"
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(code))
-        dist = dist or f"dist-{name}"
-        info = tmp_path / f"{dist.replace('-', '_')}-{version}.dist-info"
-        info.mkdir(exist_ok=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
-        points = info / "entry_points.txt"
-        before = points.read_text() if points.exists() else "[tunecore.plugins]\n"
-        points.write_text(f"{before}{name} = {module}{target}\n")
-        return module
-
-    yield install
-    for module in [m for m in sys.modules if m.startswith("plug_") or m == "light_builtin"]:
-        del sys.modules[module]
-
-
-def failure(**options) -> str:
-    with pytest.raises(PluginError) as caught:
-        plugins.load_plugins(PluginsConfig(**options))
-    return str(caught.value)
-
-
-def hook(name: str, arguments: str, body: str = "pass") -> str:
-    return f"import tunecore\n@tunecore.hookimpl\ndef {name}({arguments}):\n    {body}\n"
 
 
 def test_a_good_plugin_registers_after_the_builtins_and_is_named(install):
@@ -370,77 +317,6 @@ def test_keyboard_interrupt_in_a_hook_passes(install):
 def test_a_hook_the_contract_lacks_cannot_be_called(install):
     with pytest.raises(AttributeError, match="'tunecore_nothing' is not a hook"):
         plugins.load_plugins().hooks.tunecore_nothing(run=None)
-
-
-def names(**options) -> list[str]:
-    return [info.name for info in plugins.load_plugins(PluginsConfig(**options)).loaded[1:]]
-
-
-@pytest.fixture
-def two(install):
-    install("one", hook("tunecore_step_end", "run"), dist="My_First.Plugin")
-    install("two", hook("tunecore_step_end", "run"), dist="second")
-
-
-@pytest.mark.usefixtures("two")
-def test_allow_and_block_take_entry_point_or_distribution_names():
-    assert names() == ["one", "two"]
-    assert names(allow=("one",)) == ["one"]
-    assert names(allow=("my-first-plugin",)) == ["one"]
-    assert names(block=("second",)) == ["one"]
-    assert names(allow=()) == []
-    assert names(load=False) == []
-    assert names(allow=("two",), require=("one",)) == ["one", "two"]
-
-
-@pytest.mark.usefixtures("two")
-@pytest.mark.parametrize(
-    ("environment", "wanted"),
-    [
-        ({"TUNECORE_PLUGINS": "one"}, ["one"]),
-        ({"TUNECORE_PLUGINS": "second, one"}, ["one", "two"]),
-        ({"TUNECORE_PLUGINS": ""}, []),
-        ({"TUNECORE_DISABLE_PLUGINS": "one"}, ["two"]),
-        ({"TUNECORE_DISABLE_PLUGINS": "*"}, []),
-        ({"TUNECORE_DISABLE_PLUGIN_AUTOLOAD": "1"}, []),
-        ({"TUNECORE_DISABLE_PLUGIN_AUTOLOAD": "0"}, ["one", "two"]),
-        ({"TUNECORE_DISABLE_PLUGIN_AUTOLOAD": "1", "TUNECORE_PLUGINS": "two"}, ["two"]),
-    ],
-)
-def test_the_environment_chooses(fresh_environment, environment, wanted):
-    for name, value in environment.items():
-        fresh_environment.setenv(name, value)
-    assert names() == wanted
-
-
-@pytest.mark.usefixtures("two")
-@pytest.mark.parametrize("where", ["allow", "block", "TUNECORE_PLUGINS", "TUNECORE_DISABLE_PLUGINS"])
-def test_a_name_that_matches_nothing_warns_with_the_nearest(fresh_environment, where):
-    options = {}
-    if where.startswith("TUNECORE"):
-        fresh_environment.setenv(where, "secnd")
-    else:
-        options[where] = ("secnd",)
-    wanted = "names 'secnd', which matches no installed plugin; did you mean 'second'"
-    with pytest.warns(plugins.PluginWarning, match=wanted):
-        plugins.load_plugins(PluginsConfig(**options))
-
-
-@pytest.mark.usefixtures("two")
-def test_names_that_match_do_not_warn():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        plugins.load_plugins(PluginsConfig(allow=("one",), block=("second",)))
-
-
-@pytest.mark.usefixtures("two")
-def test_a_required_plugin_must_be_installed_and_let_in():
-    assert failure(require=("absent-plugin",)) == (
-        "plugins.require names 'absent-plugin', which is not installed\n"
-        "Install it (pip install absent-plugin), or take it out of plugins.require."
-    )
-    assert "may not load: blocked by plugins.block" in failure(require=("one",), block=("one",))
-    assert "may not load: plugins.load is false" in failure(require=("one",), load=False)
 
 
 def test_plugins_given_in_code_join_last_and_are_checked(install):

@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import glob
 import gzip
+import lzma
 import os
 import re
 import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -121,8 +123,8 @@ def _members(path: str, suffixes: Sequence[str]) -> list[str]:
     """The file itself, or the readable members of an archive."""
     suffix = suffix_of(path)
     if suffix == ".zip":
-        with _reading(path), _regular_file(path) as file, zipfile.ZipFile(file) as archive:
-            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+        with _reading(path), _archive(path) as archive:
+            names = sorted(info.filename for info in archive.infolist() if info.filename and not info.is_dir())
         members = [f"{path}{MEMBER}{n}" for n in names if suffix_of(n) in suffixes and not n.startswith("__MACOSX/")]
         if not members:
             raise DataError(f"{path}: the archive holds no file ending in {', '.join(suffixes)}")
@@ -140,7 +142,7 @@ def _reading(path: str) -> Iterator[None]:
     """Turn what a damaged or unreadable file raises into a DataError that names it."""
     try:
         yield
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, struct.error, EOFError) as error:
         raise DataError(f"{path}: the compressed file is damaged: {error}") from error
     except (NotImplementedError, RuntimeError) as error:  # zipfile: unknown method, encrypted member
         raise DataError(f"{path}: the archive cannot be read: {error}") from error
@@ -158,7 +160,7 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
     archive_path, is_member, member = path.partition(MEMBER)
     with _reading(path):
         if is_member:
-            with _regular_file(archive_path) as file, zipfile.ZipFile(file) as archive:
+            with _archive(archive_path) as archive:
                 if member not in archive.namelist():
                     raise DataError(f"{path}: the archive has no such member")
                 with archive.open(member) as stream:
@@ -166,6 +168,17 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
         else:
             with _regular_file(path) as file:
                 yield _unzipped(file, path)
+
+
+@contextmanager
+def _archive(path: str) -> Iterator[zipfile.ZipFile]:
+    with _regular_file(path) as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except (ValueError, LookupError, OverflowError) as error:  # of a name or number that the module trips over
+            raise DataError(f"{path}: the compressed file is damaged: {error}") from error
+        with archive:
+            yield archive
 
 
 def _regular_file(path: str) -> IO[bytes]:
