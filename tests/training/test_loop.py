@@ -337,3 +337,18 @@ def test_off_the_main_thread_signals_are_left_alone(tmp_path):
     thread.start()
     thread.join()
     assert results[0].steps == 6 and results[1] is before is signal.getsignal(signal.SIGTERM)
+
+
+def test_a_plugin_that_changes_the_metrics_it_is_given_changes_no_result(tmp_path):
+    class Clears:
+        @hookimpl
+        def tunecore_step_end(self, run, metrics):
+            metrics.clear()
+
+        @hookimpl
+        def tunecore_evaluated(self, run, metrics):
+            metrics.clear()
+
+    config = fake.make_config(tmp_path / "run", evaluate_every=2, log_every=1)
+    result = fake.fit(fake.make_fake_run(config, steps=2, unit=fake.make_unit(), hooks=fake.make_hooks(Clears())))
+    assert "eval/loss" in result.metrics and "loss" in result.metrics

@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, cast
 
 from tunecore.errors import DataError, unknown_name
@@ -27,6 +28,9 @@ DEFAULT_SUFFIXES = (
     ".txt", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet",
     ".conll", ".bio", ".iob", ".iob2", ".train", ".testa", ".testb",
 )  # fmt: skip
+LONGEST_LINE = 1 << 30
+MOST_WHOLE = 4 << 30
+"""Bytes, unpacked: a small archive of an endless line must not fill the memory."""
 _GLOB_CHARACTERS = frozenset("*?[")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 
@@ -170,6 +174,21 @@ def open_binary(path: str) -> Iterator[IO[bytes]]:
                 yield _unzipped(file, path)
 
 
+def read_whole(path: str, stream: IO[bytes]) -> bytes:
+    """All bytes of a stream, which may be packed far smaller than they are.
+
+    Raises:
+        DataError: there are more than ``MOST_WHOLE``.
+    """
+    content = stream.read(MOST_WHOLE + 1)
+    if len(content) > MOST_WHOLE:
+        raise DataError(
+            f"{path}: longer than {MOST_WHOLE >> 20} MiB, and this kind of file is read whole",
+            hint="Write it as jsonl, which is read row by row, or unpack it.",
+        )
+    return content
+
+
 @contextmanager
 def _archive(path: str) -> Iterator[zipfile.ZipFile]:
     with _regular_file(path) as file:
@@ -209,11 +228,15 @@ def text_lines(path: str, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     ``encoding`` is one in which ASCII stands for itself (latin-1, cp1252 ...).
 
     Raises:
-        DataError: a line is not of that encoding (line and byte are named), or the file cannot be read.
+        DataError: a line is not of that encoding (line and byte are named) or endless, or the file cannot be read.
     """
     position = 0
     with open_binary(path) as stream:
-        for number, raw in enumerate(stream, start=1):
+        for number, raw in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), start=1):
+            if len(raw) >= LONGEST_LINE:
+                raise DataError(
+                    f"{path}:{number}: longer than {LONGEST_LINE >> 20} MiB", hint="Is it a file of lines of text?"
+                )
             if number == 1:
                 raw = _without_mark(path, raw)
             try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tunecore.data.files import open_binary
+from tunecore.data.files import open_binary, read_whole
 from tunecore.data.readers import TEXT, Malformed
 from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import DataError
@@ -43,7 +43,7 @@ class JsonSource:
             DataError: the file is not JSON (line and column are named), or neither of these.
         """
         with open_binary(path) as stream:
-            raw = stream.read()
+            raw = read_whole(path, stream)
         try:
             value = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tunecore.data.files import open_binary, text_lines
+from tunecore.data.files import open_binary, read_whole, text_lines
 from tunecore.data.surrogates import LONE_SURROGATE, has_lone_surrogate
 from tunecore.errors import ConfigError, DataError
 from tunecore.types import Record
@@ -217,7 +217,7 @@ class ParquetSource:
 
         with open_binary(path) as stream:
             # Archives give streams that cannot seek backwards cheaply; their members are read whole.
-            source = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(stream.read())
+            source = stream if isinstance(stream, io.BufferedReader) else io.BytesIO(read_whole(path, stream))
             number = 0
             try:
                 for batch in pq.ParquetFile(source).iter_batches(batch_size=_PARQUET_ROWS):

@@ -218,7 +218,7 @@ class _Loop:
         row = {f"eval/{name}": value for name, value in results.items()}
         self.log.row(row)
         run.observe(row)
-        run.hooks.tunecore_evaluated(run=run, metrics=results)
+        run.hooks.tunecore_evaluated(run=run, metrics=dict(results))  # a plugin may change what it is given
         return improved
 
     def out_of_patience(self) -> bool:

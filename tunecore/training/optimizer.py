@@ -83,6 +83,8 @@ class OptimizerState(NamedTuple):
 
     tensors: dict[str, Tensor]
     values: dict[str, float | int | bool | str]
+    kind: str = ""
+    """Class of the torch optimizer it is of; "" is not known."""
 
 
 class MasterOptimizer:
@@ -289,15 +291,18 @@ class MasterOptimizer:
                     tensors[f"{key}/{name}"] = value.detach()
                 elif value is not None:
                     values[f"{key}/{name}"] = value
-        return OptimizerState(tensors, values)
+        return OptimizerState(tensors, values, type(self._base).__name__)
 
     def check_state(self, state: OptimizerState) -> dict[str, dict[str, Any]]:
         """Sort a state by parameter and hold it against this optimizer; changes nothing.
 
         Raises:
-            CheckpointError: it has an unknown or frozen parameter, a part of a parameter's state is missing, or a
-                shape differs; the name is said.
+            CheckpointError: it is of another optimizer, has an unknown or frozen parameter, a part of a parameter's
+                state is missing, or a shape differs; the name is said.
         """
+        kind = type(self._base).__name__
+        if state.kind not in ("", kind):
+            raise CheckpointError(f"the optimizer state is of another optimizer: {state.kind}, not {kind}")
         sorted_: dict[str, dict[str, Any]] = {}
         for full, value in (*state.tensors.items(), *state.values.items()):
             key, _, name = full.partition("/")

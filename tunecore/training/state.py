@@ -64,6 +64,7 @@ def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
         "seed": run.seed,
         "counters": _counters_to_json(run.counters),
         "optimizer": optimizer.values,
+        "optimizer_kind": optimizer.kind,
         "strategies": [[s.name, s.state_dict()] for s in run.strategies],
         "tracked": {name: obj.state_dict() for name, obj in run.tracked.items()} | run.untaken,
         "machine": machine(run),
@@ -160,7 +161,8 @@ def restore(run: Run, folder: Path, read_model: ReadModel | None = None) -> Mapp
         raise CheckpointError(f"{str(folder)!r} was made with strategies {saved}, this run has {present}")
     if state["seed"] != run.seed:
         raise CheckpointError(f"{str(folder)!r} was made with training.seed {state['seed']}, this run has {run.seed}")
-    tensors = OptimizerState(_read(folder / OPTIMIZER_FILE), state["optimizer"])
+    kind = str(state.get("optimizer_kind", ""))  # checkpoints of the first releases do not say
+    tensors = OptimizerState(_read(folder / OPTIMIZER_FILE), state["optimizer"], kind)
     before = run.step, [s.state_dict() for s in run.strategies]
     try:
         # Which parameters may have optimizer state depends on the strategies at that step.

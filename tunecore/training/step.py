@@ -76,7 +76,7 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     run.observe(metrics)
     clock.lap("optimizer")
     metrics.update(clock.phases)
-    run.hooks.tunecore_step_end(run=run, metrics=metrics)
+    run.hooks.tunecore_step_end(run=run, metrics=dict(metrics))  # a plugin may change what it is given
     return metrics
 
 

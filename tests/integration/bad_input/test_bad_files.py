@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tunecore.data import files
 from tunecore.errors import DataError
 
 pytestmark = pytest.mark.timeout(10)
@@ -219,3 +220,21 @@ def test_what_is_no_file_is_named_at_once(finetune, tmp_path, monkeypatch, case)
     make(type(tmp_path)(name))
     with pytest.raises(DataError, match=message):
         finetune(name)
+
+
+BOMBS = {
+    "a line without end": ("a.csv", b"text,label\n" + b"x" * 5_000_000, r"a.zip::a.csv:2: longer than 1 MiB"),
+    "json without end": ("a.json", b"[" + b" " * 5_000_000 + b"]", r"a.zip::a.json: longer than 1 MiB.*\n.*jsonl"),
+    "parquet without end": ("a.parquet", bytes(5_000_000), r"a.zip::a.parquet: longer than 1 MiB, and this kind"),
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_small_archive_of_an_endless_file_does_not_fill_the_memory(finetune, file, monkeypatch, case):
+    name, content, message = BOMBS[case]
+    monkeypatch.setattr(files, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(files, "MOST_WHOLE", 1 << 20)
+    path = file("a.zip", zipped(**{name.replace(".", "_"): content}))
+    assert os.path.getsize(path) < 10_000
+    with pytest.raises(DataError, match=message):
+        finetune(path)
