@@ -131,9 +131,11 @@ class DataConfig:
     """Where tokenised corpora are kept; None is the output folder's ``cache``."""
     num_workers: int = 0
     """Processes that prepare batches; no number of them changes a byte."""
+    worker_timeout: float = 300.0
+    """Seconds to wait for a batch of such a process before it counts as hung, which ends the run."""
 
     def __post_init__(self) -> None:
-        _positive("data", max_length=self.max_length, max_chars=self.max_chars)
+        _positive("data", max_length=self.max_length, max_chars=self.max_chars, worker_timeout=self.worker_timeout)
         _fraction("data", eval_fraction=self.eval_fraction)
         if self.length < 4:
             raise ConfigError(f"data.max_length is {self.max_length}; it must be at least 4")

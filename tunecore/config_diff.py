@@ -11,15 +11,15 @@ from tunecore.errors import ConfigError
 
 RESUMABLE_KEYS = frozenset({
     "output_dir", "training.steps", "training.epochs", "training.threads", "data.test", "data.cache_dir",
-    "data.num_workers", "evaluation.every", "checkpoint.every", "checkpoint.keep", "tracking.every",
-    "tracking.trackers", "tracking.progress", "tracking.report",
+    "data.num_workers", "data.worker_timeout", "evaluation.every", "checkpoint.every", "checkpoint.keep",
+    "tracking.every", "tracking.trackers", "tracking.progress", "tracking.report",
 })  # fmt: skip
 """Keys that may differ when a run resumes; none of them changes what an optimizer step computes. Steps and epochs
 end bit-equality with an uncut run where the schedule depends on them."""
 
 NEUTRAL_KEYS = frozenset({
-    "output_dir", "training.threads", "data.cache_dir", "data.num_workers", "tracking.every", "tracking.trackers",
-    "tracking.progress", "tracking.report",
+    "output_dir", "training.threads", "data.cache_dir", "data.num_workers", "data.worker_timeout",
+    "tracking.every", "tracking.trackers", "tracking.progress", "tracking.report",
 })  # fmt: skip
 """Keys that may differ where a finished run is still the result of its configuration."""
 

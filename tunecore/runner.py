@@ -202,6 +202,7 @@ def make_loader(run: Run, session: Session, rows: RowSource) -> StepLoader:
         rows, batch_size=batch_sizes(config), seed=config.training.seed, start_step=run.step,
         total_steps=run.total_steps, rank=run.rank, world_size=run.world_size,
         accumulation=config.training.accumulation, num_workers=config.data.num_workers,
+        worker_timeout=config.data.worker_timeout,
         view_weights=session.unit.view_weights if run.alternates else None,
         **session.packing(config.training.max_tokens),
     )  # fmt: skip

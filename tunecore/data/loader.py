@@ -1,7 +1,7 @@
 """The loader: the micro-batches of a step, as a pure function of the step's number, made here or in processes.
 
 A worker makes whole steps, so their number changes no byte, and resuming at step s costs nothing. Workers never
-enter the compiled core. The processes are those of ``torch.utils.data.DataLoader``.
+enter the compiled core.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from contextlib import closing
+from typing import NamedTuple
 
 import numpy as np
 import torch.utils.data
@@ -18,6 +19,7 @@ from tunecore.data.order import BatchSizes, rows_of_step, steps_per_epoch
 from tunecore.data.packing import pack
 from tunecore.data.rows import EVALUATION_EPOCH, RowSource, examples_of, group_size, whole_groups
 from tunecore.data.views import view_of_step
+from tunecore.data.workers import items_of_workers
 from tunecore.errors import ConfigError, DataError, TunecoreError
 from tunecore.types import Example, PackedBatch, Progress
 
@@ -62,10 +64,6 @@ _MOST_WORKERS_A_CORE = 16
 """More only cost memory, until there is none left for anybody."""
 
 
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
 class StepLoader:
     """Iterates over the StepBatches of steps ``start_step``, ..., ``total_steps`` - 1.
 
@@ -84,17 +82,18 @@ class StepLoader:
         num_workers: processes; 0 makes the batches in this one.
         view: the only view to make; None makes all of ``rows.views``, in their order.
         view_weights: of several views each step makes one, in these proportions; None makes all in every step.
+        worker_timeout: seconds to wait for a worker's step.
 
     Raises:
         ConfigError: a number is out of range, or ``batch_size`` is no multiple of a view's group size.
-        DataError: a row cannot be used, there are no rows, or a worker process died.
+        DataError: a row cannot be used, there are no rows, or a worker process died or hangs.
     """
 
     def __init__(
         self, rows: RowSource, *, batch_size: int | BatchSizes, seed: int, total_steps: int, max_tokens: int,
         position_offset: int, pad_id: int, start_step: int = 0, rank: int = 0, world_size: int = 1,
         accumulation: int = 1, num_workers: int = 0, view: str | None = None,
-        view_weights: Mapping[str, float] | None = None,
+        view_weights: Mapping[str, float] | None = None, worker_timeout: float = 300.0,
     ) -> None:
         smallest = 1 if isinstance(batch_size, BatchSizes) else batch_size
         if min(smallest, max_tokens, accumulation) < 1 or num_workers < 0 or not 0 <= rank < world_size:
@@ -110,7 +109,7 @@ class StepLoader:
         self.batch_sizes = batch_size if isinstance(batch_size, BatchSizes) else BatchSizes(batch_size)
         self.start_step, self.total_steps = start_step, total_steps
         self.rank, self.world_size = rank, world_size
-        self.num_workers = num_workers
+        self.num_workers, self.worker_timeout = num_workers, worker_timeout
         self.views = rows.views if view is None else (view,)
         self.view_weights = view_weights
         for name in self.views:
@@ -163,29 +162,12 @@ class StepLoader:
         if self.num_workers == 0:
             yield from map(self.step, steps)
             return
-        loader = torch.utils.data.DataLoader(
-            _Steps(self), batch_size=None, sampler=steps, num_workers=self.num_workers, collate_fn=_as_it_is,
-            # On Linux a fork shares the rows' memory; it is safe because workers stay out of OpenMP.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
-        )
-        iterator: Iterator[Any] | None = None
-        while True:
-            try:
-                iterator = iter(loader) if iterator is None else iterator
-                item = next(iterator)
-            except StopIteration:
-                return
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # Which one depends on what the worker was at when it died: torch sees its exit, or a pipe breaks.
-                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    f"a data worker process died: {error}",
-                    hint="It was killed (out of memory?) or crashed; lower data.num_workers, 0 works in this process.",
-                ) from error
-            if isinstance(item, _Failure):
-                raise item.kind(item.message, hint=item.hint)
-            yield item
+        items = items_of_workers(_Steps(self), steps, self.num_workers, self.worker_timeout)
+        with closing(items):
+            for item in items:
+                if isinstance(item, _Failure):
+                    raise item.kind(item.message, hint=item.hint)
+                yield item
 
 
 def eval_batches(

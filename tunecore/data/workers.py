@@ -1,0 +1,184 @@
+"""Worker processes: items in the order asked for, and an end to every process, whichever way things go.
+
+The processes are those of ``torch.utils.data.DataLoader``. What is added: a worker that does not answer is an error
+after a while, signals that reach a whole group of processes are the parent's business alone, and a worker ends with
+its parent, however that ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from multiprocessing.connection import Connection
+from types import FrameType
+from typing import Any
+
+import torch.utils.data
+
+from tunecore.errors import DataError
+
+_LOOK = 5.0
+"""Seconds after which a wait for a batch looks whether the workers still live."""
+_GRACE = 1.0
+"""Seconds a worker has for what it is at when it is no longer needed."""
+
+
+def items_of_workers(
+    dataset: torch.utils.data.Dataset[Any], indices: Sequence[int], num_workers: int, timeout: float
+) -> Generator[Any, None, None]:
+    """Yield ``dataset[i]`` for every i of ``indices``, in order, made by processes; they end with the generator.
+
+    Args:
+        dataset: what is asked; forked on Linux, so its memory is shared.
+        indices: what it is asked for.
+        num_workers: processes, at least 1.
+        timeout: seconds to wait for one item.
+
+    Raises:
+        DataError: a worker died, or did not answer in time.
+    """
+    # Fork is safe because workers stay out of OpenMP.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    forks = context.get_start_method() == "fork"
+    lifeline, ours = context.Pipe(duplex=False)
+    # At exit the interpreter waits for its children: also for those of a generator that nobody closed.
+    atexit.register(ours.close)
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, sampler=indices, num_workers=num_workers, collate_fn=_as_it_is,
+        multiprocessing_context=context, timeout=min(_LOOK, timeout),
+        worker_init_fn=partial(_begin, lifeline, ours if forks else None),
+    )  # fmt: skip
+    others = set(multiprocessing.active_children())
+    watch = _Watch()
+    iterator: Iterator[Any] | None = None
+    try:
+        while True:
+            try:
+                if iterator is None:
+                    iterator = iter(loader)
+                    watch.start([child for child in multiprocessing.active_children() if child not in others])
+                with watch:
+                    item = _next_item(iterator, timeout)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # Which one depends on what the worker was at when it died: torch sees its exit, or a pipe breaks.
+                if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"a data worker process died: {error}",
+                    hint="It was killed (out of memory?) or crashed; lower data.num_workers, 0 works in this process.",
+                ) from error
+            yield item
+    finally:
+        watch.pause()
+        _end(iterator, [child for child in multiprocessing.active_children() if child not in others], ours)
+        watch.end()
+        lifeline.close()
+        atexit.unregister(ours.close)
+
+
+class _Watch:
+    """Tells of a dead worker where a batch is waited for, and nowhere else.
+
+    Torch raises out of its handler of SIGCHLD, which runs between any two instructions: in the middle of an optimizer
+    step or of a save. Here that handler runs only inside ``with watch``; a worker that died before is named there.
+    """
+
+    def __init__(self) -> None:
+        self._workers: Sequence[Any] = ()
+        self._waiting = False
+        self._torch: Any = None
+
+    def start(self, workers: Sequence[Any]) -> None:
+        self._workers = workers
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            self._torch = signal.getsignal(signal.SIGCHLD)
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._waiting and callable(self._torch):
+            self._torch(number, frame)
+
+    def __enter__(self) -> None:
+        self._waiting = True
+        dead = [str(worker.pid) for worker in self._workers if not worker.is_alive()]
+        if dead:
+            raise RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) exited unexpectedly")
+
+    def __exit__(self, *_: object) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        self._waiting = False
+
+    def end(self) -> None:
+        if self._torch is not None:
+            with suppress(ValueError):  # the generator is closed off the main thread
+                signal.signal(signal.SIGCHLD, self._torch)
+
+
+def _next_item(iterator: Iterator[Any], timeout: float) -> Any:
+    waited = 0.0
+    while True:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            # Torch raises at every look; between two of them the iterator is as it was.
+            if "DataLoader timed out" not in str(error):
+                raise
+            waited += min(_LOOK, timeout)
+            if waited >= timeout:
+                raise DataError(
+                    f"no data worker process has answered for {timeout:g} seconds",
+                    hint="It hangs (a network disk, a lock in a plugin?), or steps take longer to make: raise "
+                    "data.worker_timeout, or see with data.num_workers 0 where it stands.",
+                ) from error
+
+
+def _end(iterator: Any, workers: Sequence[Any], ours: Connection) -> None:
+    """End the workers: by torch's word, a hung one by its lifeline, and what is left by force."""
+    let_go = threading.Timer(_GRACE, ours.close)
+    let_go.start()
+    try:
+        # Not left to the garbage collector: the traceback of an error may keep the iterator for long.
+        shut_down = getattr(iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+    finally:
+        let_go.cancel()
+        ours.close()
+        for worker in workers:
+            worker.join(_GRACE)
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+
+
+def _begin(lifeline: Connection, theirs: Connection | None, worker: int) -> None:
+    """What a worker does first: leave signals to its parent, and watch for its end."""
+    if theirs is not None:
+        theirs.close()  # a fork inherits it, and would keep itself alive
+    # Ctrl-C and many schedulers signal all processes of a run; the parent still needs batches to end its step.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+
+
+def _end_with_parent(lifeline: Connection) -> None:
+    try:
+        lifeline.recv_bytes()
+    except (EOFError, OSError):
+        # Not sys.exit: the thread that makes batches may hang, or wait to hand over what nobody reads.
+        os._exit(0)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
