@@ -1,4 +1,4 @@
-"""What a campaign tried, for the table of reliability."""
+"""What the campaigns tried, for the record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def record(line: str, tried: int, passed: int, **more: Any) -> None:
-    """Append one JSON row to the file that TUNECORE_FAULTS_RECORD names; nothing where it is unset."""
+    """Append one JSON row to the file named by TUNECORE_FAULTS_RECORD; without it, do nothing."""
     path = os.environ.get("TUNECORE_FAULTS_RECORD")
     if path:
         with open(path, "a", encoding="utf-8") as file:

@@ -7,7 +7,6 @@ enter the compiled core.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import NamedTuple

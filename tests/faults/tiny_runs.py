@@ -1,0 +1,161 @@
+"""Runs of the real Engine that take a second: three families, dropout, evaluation, checkpoints; and a program for them.
+
+The program runs the command line as a user's process does, with :class:`Faults` as a plugin that paces the run, keeps a
+journal of it, and does what a test wants done at a named place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import tunecore.engine
+from tunecore import cli
+from tunecore.config_io import load_config
+from tunecore.hookspecs import hookimpl
+from tunecore.plugins import load_plugins
+from tunecore.tiny import MAX_LENGTH, make_tokenizer, tiny_documents
+
+LATE = (
+    "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.t5.modeling_t5", "transformers.models.bert.tokenization_bert_fast",
+    "transformers.models.align", "torch.utils.tensorboard", "torch.utils.data", "pandas", "tunecore._C",
+)  # fmt: skip
+"""What a run imports when it needs it; the fork server imports it once."""
+for late in LATE:
+    with suppress(ImportError):
+        importlib.import_module(late)
+load_plugins()
+load_config({"model": {"family": "bert"}})
+
+NARROW = {
+    "bert": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
+    "t5": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2},
+}
+"""Config entries that make a family's model tiny; dropout stays what the family has."""
+OBJECTIVES = {
+    "bert": {"masked_lm": 1.0, "next_sentence": 0.5},
+    "gpt2": {"causal_lm": 1.0},
+    "t5": {"span_corruption": 1.0},
+}
+STEPS, SAVE_EVERY = 24, 3
+"""Of a run, where nothing else is said; a pass over the tiny documents takes about seven steps."""
+
+
+def write_world(folder: Path) -> Path:
+    """The tiny documents and a tokenizer of each family, for every run of a test session."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = (json.dumps({"text": text}) + "\n" for text in tiny_documents())
+    (folder / "text.jsonl").write_text("".join(rows), encoding="utf-8")
+    for family in NARROW:
+        make_tokenizer(family).save_pretrained(folder / family)
+    return folder
+
+
+def run_options(world: Path, family: str = "bert", **changes: Any) -> dict[str, Any]:
+    """A run as a run file describes it; ``changes`` are by dotted key, "." written as "__"."""
+    options: dict[str, Any] = {
+        "model": {"family": family, "size": "tiny", "overrides": NARROW[family]},
+        "tokenizer": {"path": str(world / family)},
+        "objectives": OBJECTIVES[family],
+        "data": {"train": [str(world / "text.jsonl")], "max_length": MAX_LENGTH, "eval_fraction": 0.1},
+        "training": {"steps": STEPS, "batch_size": 6, "precision": "fp32", "threads": 1, "device": "cpu",
+                     "learning_rate": 1e-3, "seed": 5},
+        "evaluation": {"every": 8, "max_rows": 4},
+        "checkpoint": {"every": SAVE_EVERY},
+        "tracking": {"every": 4, "progress": False, "report": False},
+    }  # fmt: skip
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            options.setdefault(section, {})[name] = value
+        else:
+            options[section] = value
+    return options
+
+
+class Faults:
+    """A plugin that paces a run, writes a line a step into a journal, and acts once at a named place.
+
+    Args:
+        delay: seconds to sleep in every step.
+        journal: file for "start N" and "step N" lines; they survive a kill.
+        act: called with the name of each place the run comes by.
+    """
+
+    def __init__(
+        self, delay: float = 0.0, journal: str | None = None, act: Callable[[str], None] = lambda place: None
+    ) -> None:
+        self.delay, self.act = delay, act
+        self.file = None if journal is None else os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(self, *words: Any) -> None:
+        if self.file is not None:
+            os.write(self.file, (" ".join(map(str, words)) + "\n").encode())
+
+    @hookimpl
+    def tunecore_run_start(self, run):
+        self.note("start", run.step)
+        self.act("run start")
+
+    @hookimpl
+    def tunecore_batch_ready(self, run, batch):
+        if self.delay:
+            time.sleep(self.delay)
+        self.act(f"step {run.step + 1}")
+
+    @hookimpl
+    def tunecore_step_end(self, run, metrics):
+        self.note("step", run.step)
+        self.act(f"after step {run.step}")
+
+
+def starts_and_steps(journal: Path) -> list[tuple[str, int]]:
+    """The lines of a journal."""
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    return [(word, int(number)) for word, number in (line.split() for line in lines)]
+
+
+def end_state(folder: Path, steps: int = STEPS) -> dict[str, bytes]:
+    """Every byte of a finished run's last checkpoint and of its final model."""
+    files = [path for name in (f"step-{steps}", "final") for path in sorted((folder / name).rglob("*"))]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files if path.is_file()}
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """The step of a checkpoint's folder; 0 where there is none."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix("step-"))
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "tokens_per"))} for row in rows]
+
+
+def command(options: Mapping[str, Any], output_dir: str, faults: Mapping[str, Any], said: str = "") -> None:
+    """``tunecore pretrain`` on these options, as a process of its own: what it prints goes to the file ``said``."""
+    if said:
+        into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(into, 1)
+        os.dup2(into, 2)
+    plugin = Faults(**faults)
+    tunecore.engine.load_plugins = partial(load_plugins, extra=[plugin])
+    run_file = Path(output_dir).with_suffix(f".{os.getpid()}.yaml")
+    run_file.write_text(yaml.safe_dump({**options, "output_dir": output_dir}), encoding="utf-8")
+    try:
+        cli.main(["pretrain", str(run_file)])
+    finally:
+        sys.stdout.flush()
+        run_file.unlink()
