@@ -88,8 +88,9 @@ def _move_into_place(stage: Path, target: Path) -> None:
         os.rename(target, replaced)
     try:
         os.rename(stage, target)
-    except OSError:
-        if replaced.exists():
+    except BaseException:
+        # Also where a signal is raised between the two renames, or after the second.
+        if replaced.exists() and not target.exists():
             os.rename(replaced, target)
         raise
     _sync(target.parent)

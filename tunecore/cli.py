@@ -1,7 +1,7 @@
 """The command line: the same runs as the Python API, from run files.
 
 Exit codes: 0 done; 1 ``doctor`` or ``plugins check`` found a problem; 2 a mistake in options, files or data, told in
-one line of stderr; 130 after Ctrl-C and 143 after SIGTERM (a run saves first; the same command resumes it).
+one line of stderr; 130 after Ctrl-C and 143 after SIGTERM (a run in training saves first; the same command resumes it).
 
 Torch and the engine are loaded by the command that needs them, so ``--help`` and ``plugins list`` answer at once.
 """
@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -27,12 +31,30 @@ from tunecore.cli_templates import TEMPLATES, Kind
 from tunecore.config import RunConfig
 from tunecore.config_io import load_config
 from tunecore.config_schema import commented_yaml, json_schema
-from tunecore.errors import ConfigError, DataError, TunecoreError
+from tunecore.errors import ConfigError, DataError, Interrupted, TunecoreError
 from tunecore.plugins import load_plugins
 from tunecore.terminal import AsJson, err, out, part, print_json
 
 DEBUG_VARIABLE = "TUNECORE_DEBUG"
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE = 2
+_RUNS = ("pretrain", "finetune", "search", "run")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is half made is taken away. A run in training saves first."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class _Commands(TyperGroup):
@@ -40,10 +62,12 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            err.print("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            with _ended_by_sigterm():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            resumes = "; the same command goes on from what is saved" if ctx.invoked_subcommand in _RUNS else ""
+            err.print(f"interrupted{resumes}")
+            raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from None
         except (TunecoreError, OSError) as error:
             if _debugging() or isinstance(error, BrokenPipeError):
                 raise

@@ -52,6 +52,18 @@ def described(error: BaseException) -> str:
         return f"{type(error).__name__} (its text cannot be made: {type(another).__name__})"
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ends what is going on at once; what was saved before is whole.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return "unknown KIND 'NAME'; known: ..." with the nearest known names first."""
     names = sorted(set(known))

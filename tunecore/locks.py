@@ -15,6 +15,11 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def has_locks() -> bool:
+    """Whether the system has such locks (Windows has none)."""
+    return fcntl is not None
+
+
 class FileLock:
     """A lock on a file, held by at most one process of all that share the folder, network folders included.
 
@@ -35,7 +40,7 @@ class FileLock:
         Raises:
             TunecoreError: the system has no such locks.
         """
-        if fcntl is None:
+        if not has_locks():
             raise TunecoreError("runs that processes share need file locks, which this system does not have")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -9,6 +9,7 @@ what it made.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ from tunecore.data.order import BatchSizes, steps_per_epoch
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
-from tunecore.errors import ConfigError, TunecoreError
+from tunecore.errors import ConfigError, Interrupted, TunecoreError
 from tunecore.inputs import RunData, evaluation_rows, pretrain_data, task_records, train_tokenizer_on
 from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
 from tunecore.ops._native import tune_allocator
@@ -73,6 +74,7 @@ def fit(
 
     Raises:
         TunecoreError: the configuration, the data, a plugin, a checkpoint or the training itself is at fault.
+        Interrupted: a signal came during the last save; the run is whole.
     """
     config = with_known_length(plugins.hooks.tunecore_configure(config=config))
     check_components(config, plugins.registry)
@@ -94,6 +96,9 @@ def fit(
             trackers=make_trackers(config, plugins) if ranks.is_main else (),
         )
         result = finish(run, session, result, data)
+        if not result.interrupted and run.stop.agreed():
+            # Too late to cut this run short, but there may be more to come: a search's next trial, a next stage.
+            raise Interrupted(run.stop.received or signal.SIGINT)
     return result, session
 
 

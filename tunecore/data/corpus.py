@@ -35,6 +35,7 @@ from tunecore.data.sources import (
     text_pairs,
 )
 from tunecore.data.special_layout import SpecialLayout
+from tunecore.data.spool_folder import remove_abandoned
 from tunecore.data.streams import PhiloxStream
 from tunecore.data.text_pairs import SECOND_STARTS
 from tunecore.data.tokenizer import tokenizer_hash
@@ -220,6 +221,7 @@ def build_corpus(
     words = segmenter.key if "word_starts" in columns else ""
     key = _cache_key(files, sources, tokenizer, columns, cleaning, names, words)
     path = Path(cache_dir) / f"corpus-{key}.arrow"
+    remove_abandoned(path.parent)
     if path.exists():
         try:
             return Corpus.open(path, tokenizer)

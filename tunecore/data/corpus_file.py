@@ -13,13 +13,13 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tunecore.data.spool_folder import SpoolFolder
 from tunecore.errors import DataError
 from tunecore.types import IntArray
 
@@ -67,7 +67,7 @@ class CorpusWriter:
         self.path, self.vocab_size = path, vocab_size
         self.dtype: np.dtype[Any] = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = TemporaryDirectory(prefix=".corpus-", dir=path.parent)
+        self._folder = SpoolFolder(path.parent)
         self._ids: IO[bytes] = open(self._spool("ids"), "wb")  # noqa: SIM115 - closed by commit or __exit__
         self._columns = {name: _BitSpool(self._spool(name)) for name in columns}
         self._lengths: list[int] = []
@@ -82,10 +82,10 @@ class CorpusWriter:
         self._ids.close()
         for column in self._columns.values():
             column.file.close()
-        self._folder.cleanup()
+        self._folder.remove()
 
     def _spool(self, name: str) -> Path:
-        return Path(self._folder.name) / name
+        return self._folder.path / name
 
     @property
     def num_documents(self) -> int:
@@ -130,7 +130,7 @@ class CorpusWriter:
             "tokenizer": tokenizer, "digest": self._digest.hexdigest(), "summary": dict(summary),
         }
         batch = self._batch(offsets, {_KEY: json.dumps(header).encode()})
-        temporary = Path(self._folder.name) / "corpus.arrow"
+        temporary = self._spool("corpus.arrow")
         with open(temporary, "wb") as file:
             with pa.ipc.new_file(file, batch.schema) as writer:
                 writer.write_batch(batch)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tunecore.errors import ConfigError
+from tunecore.errors import ConfigError, TrainingError
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients travel in buckets of about this size: large enough for bandwidth, small enough to overlap copies."""
@@ -43,7 +43,8 @@ class Ranks:
             return list(values)
         # NCCL sums on the GPU; float64 everywhere keeps token counts exact.
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        with _with_peers():
+            dist.all_reduce(total)
         return total.tolist()
 
     def sum_ints(self, values: Sequence[int]) -> list[int]:
@@ -65,26 +66,46 @@ class Ranks:
         mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
         mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.empty_like(mine) for _ in sizes]
-        dist.all_gather(parts, mine)
+        with _with_peers():
+            dist.all_gather(parts, mine)
         return [json.loads(bytes(p[:n].tolist())) for p, n in zip(parts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
-            dist.barrier()
+            with _with_peers():
+                dist.barrier()
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Sum gradients over ranks in place, in buckets of one dtype; all ranks give the same shapes in one order."""
         if self.world_size == 1 or not gradients:
             return
         pending = []
-        for bucket in _buckets(gradients):
-            flat = torch.cat([g.reshape(-1) for g in bucket])
-            pending.append((dist.all_reduce(flat, async_op=True), flat, bucket))
-        for work, flat, bucket in pending:
-            work.wait()
+        with _with_peers():
+            for bucket in _buckets(gradients):
+                flat = torch.cat([g.reshape(-1) for g in bucket])
+                pending.append((dist.all_reduce(flat, async_op=True), flat, bucket))
+            for work, _, _ in pending:
+                work.wait()
+        for _, flat, bucket in pending:
             parts = flat.split([g.numel() for g in bucket])
             torch._foreach_copy_(list(bucket), [p.view_as(g) for p, g in zip(parts, bucket, strict=True)])
+
+
+@contextmanager
+def _with_peers() -> Iterator[None]:
+    """What goes wrong inside is that another rank is gone.
+
+    Raises:
+        TrainingError: instead of the back end's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        raise TrainingError(
+            f"another rank has ended, so this one cannot go on: {str(error).splitlines()[0]}",
+            hint="Its own message says why; the same command resumes the run.",
+        ) from error
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, leave. Ask twice and it leaves after the save in progress.
+"""Ctrl-C and SIGTERM: finish the step, save, leave. Ask twice and it leaves at once, or after the save in progress.
 
 A signal only sets a flag. The loop asks after every step, and all ranks learn the answer together, so they stop at
 the same step. Exit codes are the shell's: 128 + signal, so 130 after Ctrl-C and 143 after SIGTERM.
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from tunecore.errors import Interrupted
 from tunecore.training.distributed import Ranks
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,7 +53,7 @@ class StopSignal:
         elif self._shielded:
             self._again = True
         else:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
 
     def request(self, number: int = signal.SIGINT) -> None:
         """Ask the run to stop, as a signal would (from a plugin or a notebook)."""
@@ -74,11 +75,11 @@ class StopSignal:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Around a save: a second signal waits for its end, then raises KeyboardInterrupt."""
+        """Around a save: a second signal waits for its end, then raises Interrupted."""
         self._shielded = True
         try:
             yield
         finally:
             self._shielded = False
-        if self._again:
-            raise KeyboardInterrupt
+        if self._again and self.received is not None:
+            raise Interrupted(self.received)
