@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from places import come_by
 
 import tunecore.engine
 from tunecore import cli
@@ -144,13 +145,18 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith(("time", "tokens_per"))} for row in rows]
 
 
-def command(options: Mapping[str, Any], output_dir: str, faults: Mapping[str, Any], said: str = "") -> None:
+def command(
+    options: Mapping[str, Any], output_dir: str, faults: Mapping[str, Any], said: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> None:
     """``tunecore pretrain`` on these options, as a process of its own: what it prints goes to the file ``said``."""
+    os.environ.update(environment or {})
     if said:
         into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(into, 1)
         os.dup2(into, 2)
     plugin = Faults(**faults)
+    come_by(plugin.act)
     tunecore.engine.load_plugins = partial(load_plugins, extra=[plugin])
     run_file = Path(output_dir).with_suffix(f".{os.getpid()}.yaml")
     run_file.write_text(yaml.safe_dump({**options, "output_dir": output_dir}), encoding="utf-8")
