@@ -91,6 +91,14 @@ def full_disk_on_rank_0(ranks, output_dir) -> dict[str, torch.Tensor]:
     return message_of(make_saver(make_fake_run(make_config(output_dir), ranks=ranks), write), "step-0")
 
 
+def leave_or_wait(ranks) -> dict[str, torch.Tensor]:
+    """Rank 1 goes away; rank 0 waits for it."""
+    if ranks.rank == 1:
+        return {"rank": torch.tensor(1)}
+    found = message_of(ranks.sum, [1.0])["message"]
+    return {"message": found[: len("TrainingError: another rank has ended")]}
+
+
 def evaluate_on(ranks, count) -> dict[str, torch.Tensor]:
     unit = make_unit(head=True).double()
     batches = eval_batches(
@@ -108,10 +116,20 @@ def gather_on(ranks) -> dict[str, torch.Tensor]:
     return {"threads": torch.tensor(torch.get_num_threads()), "sum": torch.tensor(ranks.sum_ints([ranks.rank, 2**52]))}
 
 
-def train_on(ranks, output_dir, steps, stop_at=0) -> dict[str, torch.Tensor]:
-    """Train with evaluation and checkpoints; rank 1 asks to stop at ``stop_at``. Returns the final weights."""
+def train_on(ranks, output_dir, steps, stop_at=0, stop_in_evaluation_at=0) -> dict[str, torch.Tensor]:
+    """Train with evaluation and checkpoints; rank 1 asks to stop at ``stop_at``, or while it evaluates at a step.
+    Returns the final weights.
+    """
 
     class Stop:
+        @hookspecs.hookimpl
+        def tunecore_run_start(self, run):
+            def ask(unit, batch):
+                if not unit.training and run.step == stop_in_evaluation_at and run.rank == run.world_size - 1:
+                    run.stop.request()
+
+            run.unit.register_forward_pre_hook(ask)
+
         @hookspecs.hookimpl
         def tunecore_step_end(self, run):
             if run.step == stop_at and run.rank == run.world_size - 1:

@@ -56,6 +56,15 @@ def test_two_ranks_train_stop_together_and_resume_bit_for_bit(on_ranks, tmp_path
         assert torch.equal(whole[0][name], rest[0][name])
 
 
+def test_a_stop_in_the_evaluation_of_one_rank_is_the_exit_code_of_all(on_ranks, tmp_path):
+    cut = on_ranks(2, fake_ranks.train_on, str(tmp_path / "cut"), 12, 0, 4)
+    assert [(int(p["steps"]), int(p["code"])) for p in cut] == [(4, 130)] * 2
+
+
+def test_a_rank_whose_peer_is_gone_says_so(on_ranks):
+    assert on_ranks(2, fake_ranks.leave_or_wait)[0]["message"].tolist() == list(b"TrainingError: another rank has ended")
+
+
 @pytest.mark.parametrize("count", [11, 3])
 def test_evaluation_is_that_of_one_process(on_ranks, count):
     """With three rows the second of three ranks has a batch without targets, and metrics of ranks are merged."""

@@ -191,6 +191,7 @@ class _Loop:
             try:
                 improved = self.measure()
             except EvaluationStopped:
+                self.run.stop.agreed()  # the ranks that were not signalled learn what they are to exit with
                 return False
         if self.run.step > 0 and (improved or self.run.step % self.save_every == 0):
             self.checkpoint()
