@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT at any place, once or twice: the code that is documented, no traceback, and the same bytes later."""
+"""SIGTERM and SIGINT at any place, once or twice: the documented code, no traceback, and the same bytes later."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Runs:
     def said(self, name, number=0) -> str:
         return (self.folder / f"{name}.{number}.said").read_text()
 
-    def stopped(self, acts=None, during=lambda processes: None) -> tuple[list[int], str, str]:
-        """A fresh run that is signalled, then started again: (codes of the first, what it said, its name)."""
+    def stopped(self, acts=None, during=lambda processes: None) -> tuple[list[int], str]:
+        """A fresh run that is signalled, then started again: (exit codes of the first, what it said)."""
         name = f"run-{self.count}"
         self.count += 1
         codes = self.end(name, acts, during)
@@ -72,7 +72,7 @@ class Runs:
         assert (tiny.end_state(folder, STEPS), tiny.logged(folder)) == self.wanted
         hidden = [path.name for path in folder.rglob(".*") if path.name.startswith((".tmp-", ".old-", ".corpus-"))]
         assert not hidden, "nothing half made is left"
-        return codes, said, name
+        return codes, said
 
 
 class TwoRanks(Runs):
@@ -88,7 +88,7 @@ class TwoRanks(Runs):
 
 
 def check_place(runs: Runs, place: str, number: int, times: int) -> None:
-    codes, said, _ = runs.stopped({0: SignalAt(place, [number] * times)})
+    codes, said = runs.stopped({0: SignalAt(place, [number] * times)})
     assert codes == [128 + number], said
     if place in TRAINING and times == 1:
         assert "stopped at step" in said and "the same command resumes it" in said, said
@@ -128,7 +128,7 @@ def test_from_outside_at_random_times(start_process, world, tmp_path):
                     os.kill(processes[0].pid, number)
                     time.sleep(times.uniform(0, 0.02))
 
-        codes, said, _ = runs.stopped(during=signal_it)
+        codes, said = runs.stopped(during=signal_it)
         assert codes[0] in (0, 128 + number), said
         alive += codes[0] != 0
     assert alive > tries // 2
@@ -145,7 +145,7 @@ def test_two_ranks_stop_together(start_process, world, tmp_path):
             if place.startswith("saving") and 0 not in signalled:
                 continue  # rank 0 alone saves
             number = (signal.SIGTERM, signal.SIGINT)[turn % 2]
-            codes, said, _ = runs.stopped({rank: SignalAt(place, [number]) for rank in signalled})
+            codes, said = runs.stopped({rank: SignalAt(place, [number]) for rank in signalled})
             assert codes == [128 + number] * 2, said
             tried += 1
     record("signals on two ranks", tried, tried, seconds=round(time.monotonic() - begun, 1))
@@ -156,7 +156,7 @@ def test_two_ranks_stop_together(start_process, world, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_of_two_ranks_before_they_train(start_process, world, tmp_path, rank):
     runs = TwoRanks(start_process, world, tmp_path)
-    codes, _, name = runs.stopped({rank: SignalAt("building", [signal.SIGTERM])})
+    codes, _ = runs.stopped({rank: SignalAt("building", [signal.SIGTERM])})
     other = 1 - rank
     assert codes[rank] == 143 and codes[other] == 2
     record("signals on two ranks", 1, 1, place="building")

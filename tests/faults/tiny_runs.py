@@ -6,12 +6,13 @@ journal of it, and does what a test wants done at a named place.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from tunecore.config_io import load_config
 from tunecore.hookspecs import hookimpl
 from tunecore.plugins import load_plugins
 from tunecore.tiny import MAX_LENGTH, make_tokenizer, tiny_documents
+from tunecore.types import PackedBatch
 
 LATE = (
     "transformers.models.bert.modeling_bert", "transformers.models.gpt2.modeling_gpt2",
@@ -93,12 +95,14 @@ class Faults:
         delay: seconds to sleep in every step.
         journal: file for "start N" and "step N" lines; they survive a kill.
         act: called with the name of each place the run comes by.
+        rows: write "row STEP ROW DIGEST" for each sequence, too.
     """
 
     def __init__(
-        self, delay: float = 0.0, journal: str | None = None, act: Callable[[str], None] = lambda place: None
+        self, delay: float = 0.0, journal: str | None = None, act: Callable[[str], None] | None = None,
+        rows: bool = False,
     ) -> None:
-        self.delay, self.act = delay, act
+        self.delay, self.act, self.rows = delay, act or (lambda place: None), rows
         self.file = None if journal is None else os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def note(self, *words: Any) -> None:
@@ -114,6 +118,9 @@ class Faults:
     def tunecore_batch_ready(self, run, batch):
         if self.delay:
             time.sleep(self.delay)
+        if self.rows:
+            for row_id, digest in sequences_of(batch):
+                self.note("row", run.step, row_id, digest)
         self.act(f"step {run.step + 1}")
 
     @hookimpl
@@ -122,10 +129,35 @@ class Faults:
         self.act(f"after step {run.step}")
 
 
+def sequences_of(batch: PackedBatch) -> Iterator[tuple[int, str]]:
+    """(row id, digest of what the model reads of it and is asked for) of every sequence, however it is packed."""
+    layout = batch.layout
+    ends = [layout.cu_seqlens, *([] if layout.decoder_cu_seqlens is None else [layout.decoder_cu_seqlens])]
+    for number, row_id in enumerate(batch.row_ids):
+        first, last = ((int(cu[number]), int(cu[number + 1])) for cu in (ends[0], ends[-1]))
+        seen = [part[0, slice(*first)] for part in (batch.input_ids, batch.position_ids, batch.token_type_ids)
+                if part is not None]  # fmt: skip
+        if batch.decoder_input_ids is not None:
+            seen.append(batch.decoder_input_ids[0, slice(*last)])
+        for _, targets in sorted(batch.targets.items()):
+            begin, end = last if targets.level == "token" else (number, number + 1)
+            here = (targets.index >= begin) & (targets.index < end)
+            seen += [targets.index[here] - begin, targets.labels[here]]
+        digest = hashlib.blake2b(digest_size=8)
+        for tensor in seen:
+            digest.update(json.dumps(tensor.tolist()).encode())
+        yield row_id, digest.hexdigest()
+
+
+def journal_of(path: Path, *words: str) -> list[tuple[str, ...]]:
+    """The lines of a journal that begin with one of the words."""
+    lines = [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in lines if line[0] in words]
+
+
 def starts_and_steps(journal: Path) -> list[tuple[str, int]]:
-    """The lines of a journal."""
-    lines = journal.read_text().splitlines() if journal.exists() else []
-    return [(word, int(number)) for word, number in (line.split() for line in lines)]
+    """("start" or "step", number) in the order they came."""
+    return [(line[0], int(line[1])) for line in journal_of(journal, "start", "step")]
 
 
 def end_state(folder: Path, steps: int = STEPS) -> dict[str, bytes]:

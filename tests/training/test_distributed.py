@@ -62,7 +62,8 @@ def test_a_stop_in_the_evaluation_of_one_rank_is_the_exit_code_of_all(on_ranks, 
 
 
 def test_a_rank_whose_peer_is_gone_says_so(on_ranks):
-    assert on_ranks(2, fake_ranks.leave_or_wait)[0]["message"].tolist() == list(b"TrainingError: another rank has ended")
+    message = bytes(on_ranks(2, fake_ranks.leave_or_wait)[0]["message"].tolist())
+    assert message == b"TrainingError: another rank has ended"
 
 
 @pytest.mark.parametrize("count", [11, 3])

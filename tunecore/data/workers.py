@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch.utils.data
@@ -163,12 +163,13 @@ def _end(iterator: Any, workers: Sequence[Any], ours: Connection) -> None:
 
 
 def _begin(lifeline: Connection, theirs: Connection | None, worker: int) -> None:
-    """What a worker does first: leave signals to its parent, and watch for its end."""
+    """What a worker does first: leave signals to its parent, and watch for that one's end."""
     if theirs is not None:
         theirs.close()  # a fork inherits it, and would keep itself alive
     # Ctrl-C and many schedulers signal all processes of a run; the parent still needs batches to end its step.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _say_unless_broken_off
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
 
@@ -178,6 +179,12 @@ def _end_with_parent(lifeline: Connection) -> None:
     except (EOFError, OSError):
         # Not sys.exit: the thread that makes batches may hang, or wait to hand over what nobody reads.
         os._exit(0)
+
+
+def _say_unless_broken_off(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The thread that hands tensors over may find that a parent that was interrupted no longer listens."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _as_it_is(item: Any) -> Any:
