@@ -21,7 +21,7 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-python test-plugins test-slow bench clean distclean
+.PHONY: help setup demo test lint types test-native test-python test-plugins test-slow test-faults bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
@@ -67,6 +67,9 @@ test-plugins: setup ## install each package of plugins/ as a stranger would, and
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+test-faults: setup ## kills, signals and dead workers on real runs (20 minutes; TUNECORE_FAULTS_SCALE=10 for a night)
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS) tests
 
 bench: setup ## every benchmark, each beside its peer in one run; one that fails does not stop the others
 	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -213,6 +214,16 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_with_the_signal(tune, m
     left, out, _ = tune("pretrain", "run.yaml")
     assert left == code
     assert out == "stopped at step 7 after 0:01:01; the run is in runs/pretrain\nthe same command resumes it\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_the_training_has_its_code_and_no_traceback(tune, monkeypatch, number, code):
+    tune("init")
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(FakeEngine, "run", lambda self: os.kill(os.getpid(), number))
+    left, _, told = tune("pretrain", "run.yaml")
+    assert (left, told) == (code, "interrupted; the same command goes on from what is saved\n")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_only_the_first_rank_speaks(tune, monkeypatch):

@@ -85,6 +85,7 @@ def test_cuts_within_an_epoch_at_its_end_and_at_the_last_step(start_process, wor
     record("resume order", resumes, resumes, family=family, seconds=round(time.monotonic() - begun, 1))
 
 
+@pytest.mark.faults
 def test_two_cuts_in_one_epoch(start_process, world, tmp_path):
     check_cuts(Pieces(start_process, world, tmp_path, "bert"), "cut", [2, 3])
 

@@ -7,7 +7,7 @@ import signal
 import fake_training as fake
 import pytest
 
-from tunecore.errors import CheckpointError, ConfigError, TrainingError
+from tunecore.errors import CheckpointError, ConfigError, Interrupted, TrainingError
 from tunecore.hookspecs import hookimpl
 from tunecore.training.loop import is_better, train
 from tunecore.training.state import resume
@@ -292,8 +292,9 @@ def test_a_second_signal_while_saving_waits_for_the_save(tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(name)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as stopped:
         train(run, fake.make_loader(run), evaluate=lambda: {"loss": 1.0}, save=save)
+    assert stopped.value.number == signal.SIGTERM
     again = fake.make_fake_run(fake.make_config(tmp_path / "run", evaluate_every=2), steps=6)
     assert resume(again) == tmp_path / "run" / "step-2"
 
