@@ -66,13 +66,15 @@ class Sampler:
         self.life, self.folder = life, output / "run"
         self.file = open(output / "samples.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the process)
         self.begun = self.next = time.monotonic()
+        self.steps = 0
 
     @tunecore.hookimpl
     def tunecore_step_end(self, run: Any) -> None:
         now = time.monotonic()
+        self.steps += 1
         if now >= self.next:
             self.next = now + 1
-            row = {"life": self.life, "age": now - self.begun, "step": run.step, **sample(self.folder)}
+            row = {"life": self.life, "age": now - self.begun, "done": self.steps, "step": run.step, **sample(self.folder)}
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 
@@ -106,7 +108,8 @@ def options(output: Path) -> dict[str, Any]:
         "data": {"train": [str(output / "text.jsonl")], "max_length": MAX_LENGTH, "eval_fraction": 0.1,
                  "num_workers": 2},
         "training": {"steps": 10**7, "batch_size": 8, "accumulation": 2, "threads": 1, "precision": "fp32"},
-        "evaluation": {"every": 100}, "checkpoint": {"every": 50}, "tracking": {"every": 20, "progress": False},
+        # Often, so that a process has seen its first evaluation and save, and is as large as it gets, within seconds.
+        "evaluation": {"every": 10}, "checkpoint": {"every": 10}, "tracking": {"every": 20, "progress": False},
     }  # fmt: skip
 
 
@@ -163,9 +166,9 @@ def slope(x: Sequence[float], y: Sequence[float], groups: Sequence[int] | None =
     return found, float(np.sqrt(np.square(b - found * a).sum() / freedom / spread))
 
 
-def judge(rows: Sequence[Mapping[str, float]], warm: float) -> list[dict[str, Any]]:
+def judge(rows: Sequence[Mapping[str, float]], warm: int) -> list[dict[str, Any]]:
     """The two slopes of every figure, and whether they are growth."""
-    late = [row for row in rows if row["age"] >= warm]
+    late = [row for row in rows if row["done"] >= warm]
     first = {row["life"]: row for row in reversed(late)}
     verdicts = []
     for name, bound in BOUNDS.items():
@@ -202,7 +205,7 @@ def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     plt.close(figure)
 
 
-def report(output: Path, ended: Mapping[str, int], warm: float) -> int:
+def report(output: Path, ended: Mapping[str, int], warm: int) -> int:
     """Print and keep the verdict; returns the exit code."""
     lines = (output / "samples.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.endswith("}")]  # a kill may tear the last
@@ -226,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--output", type=Path, default=Path("runs/soak"), help="made anew")
     parser.add_argument("--life", type=float, nargs=2, default=(10, 45), metavar=("SHORTEST", "LONGEST"), help="s")
-    parser.add_argument("--warm", type=float, default=6, help="seconds of a process that do not count")
+    parser.add_argument("--warm", type=int, default=40, help="steps of a process after which its samples count")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     shutil.rmtree(args.output, ignore_errors=True)

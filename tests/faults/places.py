@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +14,7 @@ import tunecore.data.clean
 import tunecore.data.loader
 import tunecore.runner
 import tunecore.session
+from tunecore.errors import DataError
 
 
 class SignalAt:
@@ -27,6 +31,25 @@ class SignalAt:
             self.done = True
             for number in self.numbers:
                 os.kill(self.process, number)
+
+
+class WorkerAt:
+    """Kills, crashes, hangs or fails the data worker that comes by the place."""
+
+    def __init__(self, place: str, how: str) -> None:
+        self.place, self.how, self.run = place, how, 0
+
+    def __call__(self, place: str) -> None:
+        self.run = self.run or os.getpid()
+        if place != self.place or os.getpid() == self.run:
+            return
+        if self.how == "hang":
+            time.sleep(600)
+        if self.how == "raise":
+            raise DataError("text.jsonl:3: a bad row")
+        if self.how == "crash":
+            ctypes.string_at(0)
+        os.kill(os.getpid(), signal.SIGSTOP if self.how == "stop" else signal.SIGKILL)
 
 
 def come_by(act: Callable[[str], None]) -> None:

@@ -1,0 +1,53 @@
+"""A run whose data worker dies, crashes, fails or hangs: a line of error soon, no process left, the same bytes later."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import tiny_runs as tiny
+from places import WorkerAt
+from processes import children_of, wait_gone
+from record import record
+
+SAID = {
+    "kill": "a data worker process died",
+    "crash": "a data worker process died",
+    "raise": "text.jsonl:3: a bad row",
+    "hang": "no data worker process has answered for 6 seconds",
+    "stop": "no data worker process has answered for 6 seconds",
+}
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("family", "how"),
+    [("bert", how) for how in SAID] + [(family, how) for family in ("gpt2", "t5") for how in ("kill", "crash")],
+)
+def test_a_worker_that_is_lost(start_process, world, tmp_path, family, how):
+    options = tiny.run_options(world, family, data__num_workers=2, data__worker_timeout=6)
+
+    def run(name, act=None):
+        said = tmp_path / f"{name}.said"
+        process = start_process(tiny.command, options, str(tmp_path / name), {"act": act, "delay": 0.01}, str(said))
+        workers = set()
+        begun = time.monotonic()
+        while process.exitcode is None and time.monotonic() < begun + 120:
+            workers |= set(children_of(process.pid))
+            process.join(0.05)
+        assert len(workers) >= 2 and wait_gone(workers, 1), "no worker outlives the run"
+        return process.exitcode, said.read_text()
+
+    assert run("whole")[0] == 0
+    places = ("loading 0", "loading 13")
+    for place in places:
+        name = place.replace(" ", "-")
+        begun = time.monotonic()
+        code, said = run(name, WorkerAt(place, how))
+        assert code == 2 and f"error: {SAID[how]}" in said and "Traceback" not in said, said
+        assert time.monotonic() - begun < 60
+        assert run(name)[0] == 0
+        assert tiny.end_state(tmp_path / name) == tiny.end_state(tmp_path / "whole")
+        assert tiny.logged(tmp_path / name) == tiny.logged(tmp_path / "whole")
+    record("lost workers", len(places), len(places), family=family, how=how)
