@@ -74,7 +74,8 @@ class Sampler:
         self.steps += 1
         if now >= self.next:
             self.next = now + 1
-            row = {"life": self.life, "age": now - self.begun, "done": self.steps, "step": run.step, **sample(self.folder)}
+            where = {"life": self.life, "age": now - self.begun, "done": self.steps, "step": run.step}
+            row = {**where, **sample(self.folder)}
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 

@@ -1,4 +1,4 @@
-"""A run whose data worker dies, crashes, fails or hangs: a line of error soon, no process left, the same bytes later."""
+"""A run that loses a data worker, to a kill, a crash, an error or a hang: told soon, no process left, the same bytes."""
 
 from __future__ import annotations
 
