@@ -116,6 +116,7 @@ def options(output: Path) -> dict[str, Any]:
 
 def train(output: str, life: int) -> None:
     """One process of the run."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it with Ctrl-C ignored
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     plugins = load_plugins(extra=[Sampler(Path(output), life)])
     result = Engine(load_config(options(Path(output))), plugins=plugins).run()

@@ -1,4 +1,4 @@
-"""A run that loses a data worker, to a kill, a crash, an error or a hang: told soon, no process left, the same bytes."""
+"""A run that loses a data worker (kill, crash, error, hang): told soon, no process left, the same bytes later."""
 
 from __future__ import annotations
 
