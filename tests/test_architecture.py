@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors", "batch", "reading", "strategy", "types", "hookspecs", "registry"},
     {"config", "config_diff", "config_io", "config_schema", "config_search", "config_stages", "machine", "ops", "data",
-     "config_options", "config_yaml", "generation", "locks", "spool"},
+     "config_options", "config_yaml", "durable", "generation", "locks", "spool"},
     {"models", "objectives", "heads", "strategies", "checkpoint", "training", "tracking", "run_folder"},
     {"hook_check", "plugins", "builtin"},
     {"inputs", "saved_tasks", "session", "embedding", "outcome", "runner", "search", "road", "reports", "engine",

@@ -140,6 +140,56 @@ def test_prune_keeps_the_newest_and_the_protected(run_dir):
     assert prune(run_dir, 5) == []
 
 
+def test_damaged_steps_ahead_of_a_resumed_run_do_not_crowd_out_its_own(run_dir):
+    for step in (8, 9):
+        commit(run_dir, f"step-{step}", writer(), {})
+        (run_dir / f"step-{step}" / MANIFEST).unlink()
+    assert [p.name for p in prune(run_dir, 2, newest=3)] == ["step-1"]
+    assert visible(run_dir) == ["step-2", "step-3", "step-8", "step-9"]
+
+
+@pytest.mark.parametrize("call", ["rename", "unlink", "rmdir"])
+def test_what_cannot_be_pruned_is_said_and_ends_no_run(run_dir, monkeypatch, call):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.warns(UserWarning, match=r"step-1.* cannot be removed and takes room on the disk: .*Input/output"):
+        prune(run_dir, 2)
+    monkeypatch.undo()
+    assert newest_good(run_dir)[0] == run_dir / "step-3"
+    clean_leftovers(run_dir)
+    assert [p.name for p in prune(run_dir, 2)] == (["step-1"] if call == "rename" else [])
+    assert visible(run_dir) == ["step-2", "step-3"]
+
+
+def test_a_leftover_that_cannot_be_removed_is_said(run_dir, monkeypatch):
+    shutil.copytree(run_dir / "step-1", run_dir / ".tmp-step-4-4242")
+    os.rename(run_dir / "step-3", run_dir / ".old-step-3-4242")
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    for call in ("rename", "unlink", "rmdir"):
+        monkeypatch.setattr(os, call, refuse)
+    with pytest.warns(UserWarning, match="cannot be removed") as told:
+        assert clean_leftovers(run_dir) == []
+    assert [name in str(w.message) for w, name in zip(told, (".old-step-3", ".tmp-step-4"), strict=True)] == [True] * 2
+    assert newest_good(run_dir)[0] == run_dir / ".old-step-3-4242"
+
+
+def test_a_file_the_manifest_does_not_list_is_left_alone(run_dir):
+    (run_dir / "step-3" / "notes.txt").write_text("mine")
+    assert "notes.txt" not in verify(run_dir / "step-3").files and newest_good(run_dir)[0] == run_dir / "step-3"
+
+
+def test_files_that_are_not_asked_for_may_be_gone(run_dir):
+    (run_dir / "step-3" / "model.safetensors").unlink()
+    assert verify(run_dir / "step-3", but=["model.safetensors"]).name == "step-3"
+    with pytest.raises(CheckpointError, match="missing"):
+        verify(run_dir / "step-3", but=["sub/state.json"])
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_a_full_disk_while_writing_leaves_what_was_there(run_dir, code):
     before = newest_good(run_dir)
@@ -215,8 +265,10 @@ def test_a_kill_between_the_two_renames_of_a_replacement_loses_nothing(run_dir):
 def test_leftovers_of_a_killed_process_go_and_nothing_else(run_dir):
     shutil.copytree(run_dir / "step-1", run_dir / ".tmp-step-4-4242")
     shutil.copytree(run_dir / "step-1", run_dir / ".old-step-3-4242")
+    (run_dir / ".tmp-best-4242").write_text("step")
     (run_dir / "notes.txt").write_text("mine")
-    assert sorted(p.name for p in clean_leftovers(run_dir)) == [".old-step-3-4242", ".tmp-step-4-4242"]
+    gone = [".old-step-3-4242", ".tmp-best-4242", ".tmp-step-4-4242"]
+    assert sorted(p.name for p in clean_leftovers(run_dir)) == gone
     assert visible(run_dir) == ["notes.txt", "step-1", "step-2", "step-3"]
 
 

@@ -4,6 +4,8 @@ A checkpoint is written into ``.tmp-<name>-<pid>`` beside its place; every file 
 with all sizes and SHA-256 digests comes last; then one rename makes it visible. A kill or a full disk at any moment
 leaves the checkpoints from before as they were. An older folder of the same name waits as ``.old-<name>-<pid>`` for
 the two renames that replace it, and counts as that checkpoint should the process die between them.
+
+What a checkpoint is, its manifest says: a file it does not list is left alone and never read.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,11 +23,12 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from tunecore.durable import TEMPORARY, make_folder, sync, temporary_path
 from tunecore.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_STAGE, _OLD = ".tmp-", ".old-"
+_OLD = ".old-"
 _STEP = re.compile(r"step-(\d+)")
 _OLD_NAME = re.compile(r"\.old-(.+)-\d+")
 
@@ -53,20 +57,20 @@ def commit(run_dir: Path, name: str, write: Callable[[Path], None], info: Mappin
     Raises:
         CheckpointError: the disk is full or refuses a write. What was there before is still there.
     """
-    stage = run_dir / f"{_STAGE}{name}-{os.getpid()}"
     target = run_dir / name
+    stage = temporary_path(target)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
         write(stage)
         files = {}
         for path in _files(stage):
-            _sync(path)
+            sync(path)
             files[path.relative_to(stage).as_posix()] = (path.stat().st_size, _digest(path))
         _write_manifest(stage / MANIFEST, Manifest(name, files, info))
         for folder in [*(p for p in stage.rglob("*") if p.is_dir()), stage]:
-            _sync(folder)
+            sync(folder)
         _move_into_place(stage, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(stage, ignore_errors=True)
@@ -93,12 +97,16 @@ def _move_into_place(stage: Path, target: Path) -> None:
         if replaced.exists() and not target.exists():
             os.rename(replaced, target)
         raise
-    _sync(target.parent)
+    sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def verify(path: Path) -> Manifest:
+def verify(path: Path, but: Collection[str] = ()) -> Manifest:
     """Read every byte of a checkpoint against its manifest, and return the manifest.
+
+    Args:
+        path: the checkpoint.
+        but: files that are not asked for, and may be damaged or gone.
 
     Raises:
         CheckpointError: the manifest or a file is missing, cut short, changed or not where it belongs; the file and
@@ -106,6 +114,8 @@ def verify(path: Path) -> Manifest:
     """
     manifest = read_manifest(path)
     for name, (size, digest) in manifest.files.items():
+        if name in but:
+            continue
         file = path / name
         try:
             found = file.stat().st_size
@@ -175,17 +185,34 @@ def newest_good(run_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     return None, skipped
 
 
-def prune(run_dir: Path, keep: int, protect: Collection[Path | str] = ()) -> list[Path]:
-    """Remove all but the ``keep`` newest ``step-N`` folders and those in ``protect``; return what went."""
+def prune(
+    run_dir: Path, keep: int, protect: Collection[Path | str] = (), newest: int | None = None
+) -> list[Path]:
+    """Remove all but the ``keep`` newest ``step-N`` folders and those in ``protect``; return what went.
+
+    What cannot be removed stays, with a warning: it costs room, and no run ends for that.
+
+    Args:
+        run_dir: folder of the run.
+        keep: how many stay.
+        protect: folders that stay besides.
+        newest: step the run stands at. Folders of later steps, damaged ones that a resumed run had to step over, are
+            not counted, or they would crowd out the good ones; they stay until the run comes to their step again.
+    """
     kept = {Path(p).name for p in protect}
     removed = []
-    for _, path in sorted(_steps(run_dir), reverse=True)[max(1, keep) :]:
+    done = [(step, path) for step, path in _steps(run_dir) if newest is None or step <= newest]
+    for _, path in sorted(done, reverse=True)[max(1, keep) :]:
         if path.name in kept:
             continue
         # Out of sight first, in one rename: a folder half removed must not be taken for a checkpoint.
-        doomed = run_dir / f"{_STAGE}{path.name}-{os.getpid()}"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        doomed = temporary_path(path)
+        try:
+            os.rename(path, doomed)
+        except OSError as error:
+            _warn_of_leftover(path, error)
+            continue
+        _remove(doomed)
         removed.append(path)
     return removed
 
@@ -193,7 +220,8 @@ def prune(run_dir: Path, keep: int, protect: Collection[Path | str] = ()) -> lis
 def clean_leftovers(run_dir: Path) -> list[Path]:
     """Take away what a killed process left half done; call it when a run starts. Returns what was removed.
 
-    A checkpoint caught in the middle of being replaced gets its place back.
+    A checkpoint caught in the middle of being replaced gets its place back. What cannot be removed stays, with a
+    warning.
     """
     removed: list[Path] = []
     if not run_dir.is_dir():
@@ -201,11 +229,30 @@ def clean_leftovers(run_dir: Path) -> list[Path]:
     for path in sorted(run_dir.iterdir()):
         old = _OLD_NAME.fullmatch(path.name)
         if old and not (run_dir / old[1]).exists():
-            os.rename(path, run_dir / old[1])
-        elif old or (path.name.startswith(_STAGE) and path.is_dir()):
-            shutil.rmtree(path)
+            try:
+                os.rename(path, run_dir / old[1])
+            except OSError as error:
+                _warn_of_leftover(path, error)
+        elif (old or path.name.startswith(TEMPORARY)) and _remove(path):
             removed.append(path)
     return removed
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file or a folder, as much of it as can be; returns whether all of it is gone."""
+    try:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except OSError as error:
+        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            _warn_of_leftover(path, error)
+            return False
+    return True
+
+
+def _warn_of_leftover(path: Path, error: OSError) -> None:
+    """Say that a folder stays."""
+    warnings.warn(f"{str(path)!r} cannot be removed and takes room on the disk: {error}", stacklevel=3)
 
 
 def _steps(run_dir: Path, *, replaced_too: bool = False) -> Iterator[tuple[int, Path]]:
@@ -221,15 +268,6 @@ def _steps(run_dir: Path, *, replaced_too: bool = False) -> Iterator[tuple[int, 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file())
-
-
-def _sync(path: Path) -> None:
-    """Bring a file's bytes, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

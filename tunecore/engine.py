@@ -27,6 +27,7 @@ from tunecore.config_search import SearchConfig
 from tunecore.embedding import embed
 from tunecore.errors import ConfigError
 from tunecore.inputs import train_tokenizer_on
+from tunecore.locks import check_free
 from tunecore.plugins import Plugins, load_plugins
 from tunecore.registry import name_and_options
 from tunecore.road import RoadResult, run_road
@@ -35,7 +36,7 @@ from tunecore.runner import fit
 from tunecore.search.result import SearchResult
 from tunecore.search.search import run_search
 from tunecore.session import Session, open_session
-from tunecore.spool import Data, as_paths, class_names, temporary_paths
+from tunecore.spool import Data, as_paths, class_names, is_paths, temporary_paths
 from tunecore.training.result import TrainResult
 from tunecore.types import Prediction
 
@@ -334,6 +335,8 @@ class Engine:
         options = self._with_class_names(data.get("train"), options)
         config = with_options(self.config, options)
         spool = Path(config.output_dir) / "data"
+        if any(given is not None and not is_paths(given) for given in data.values()):
+            check_free(Path(config.output_dir))
         paths = {name: as_paths(given, spool, name) for name, given in data.items() if given is not None}
         return with_options(config, {"data": paths})
 

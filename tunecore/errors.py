@@ -37,7 +37,11 @@ class NativeError(TunecoreError):
 
 
 class CheckpointError(TunecoreError):
-    """A checkpoint is missing, damaged, or belongs to another run."""
+    """A checkpoint, or another file of a run, is missing, damaged, of another run, or cannot be written."""
+
+
+class InUseError(TunecoreError):
+    """Another run is at work in the folder."""
 
 
 class TrainingError(TunecoreError):

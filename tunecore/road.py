@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from tunecore.config import RunConfig
 from tunecore.config_io import Stage, check_components, load_config, load_stages
+from tunecore.durable import make_folder, write_text
 from tunecore.errors import ConfigError, TunecoreError
 from tunecore.inputs import look_at_data
-from tunecore.locks import FileLock
 from tunecore.outcome import TEST, recorded
 from tunecore.plugins import Plugins
 from tunecore.run_folder import (
@@ -33,9 +33,8 @@ from tunecore.run_folder import (
     model_digest,
     record_config,
     write_json,
-    write_text,
 )
-from tunecore.runner import fit, main_first
+from tunecore.runner import alone_in, fit, main_first
 from tunecore.saved_tasks import with_known_length
 from tunecore.search.result import SearchResult
 from tunecore.search.search import run_search
@@ -46,7 +45,6 @@ from tunecore.training.result import Result, TrainResult
 
 START_FILE = "started_from"
 """In a stage's folder: the digest of the model it started from."""
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,9 @@ def run_road(config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizer
             if done[-1].result.interrupted:
                 break
         else:
-            if ranks.is_main:
-                _conclude(config, done)
+            with alone_in(Path(config.output_dir), ranks, waiting=lambda _: None):
+                if ranks.is_main:
+                    _conclude(config, done)
             ranks.barrier()
         if ranks.is_main and config.tracking.report:
             write_road_report(Path(config.output_dir))
@@ -140,22 +139,25 @@ def _look_ahead(config: RunConfig, stages: Sequence[Stage], plugins: Plugins) ->
         if not (Path(stage.config.output_dir) / RESULT_FILE).exists():
             with _naming(stage):
                 look_at_data(stage.config, plugins.registry)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     record_config(folder, config)
 
 
 @contextmanager
 def _turn(stage: Stage, ranks: Ranks) -> Iterator[None]:
-    """Keep other processes out of a stage that is one run; the processes of a search share it."""
-    lock = FileLock(Path(stage.config.output_dir) / LOCK)
-    if ranks.is_main and not stage.config.search.space and not lock.acquire(wait=False):
-        print(f"waiting for another process to end stage {stage.name!r}", file=sys.stderr, flush=True)
-        lock.acquire()
-    ranks.barrier()
-    try:
+    """Keep other runs out of a stage that is one run; the processes of a search share it."""
+    if stage.config.search.space:
         yield
-    finally:
-        lock.release()
+        return
+
+    def waiting(holder: str) -> None:
+        print(f"waiting for another process to end stage {stage.name!r}: {holder}", file=sys.stderr, flush=True)
+
+    folder = Path(stage.config.output_dir)
+    with main_first(ranks):
+        make_folder(folder)
+    with alone_in(folder, ranks, waiting):
+        yield
 
 
 def _run_stage(
@@ -172,7 +174,7 @@ def _run_stage(
     known = ranks.gather(finished(asked) if ranks.is_main else None)[0]
     if known is not None:
         return StageResult(stage.name, folder, True, recorded(stage.config, known))
-    result, _ = fit(stage.config, plugins, tokenizer)
+    result, _ = fit(stage.config, plugins, tokenizer, held=True)
     return StageResult(stage.name, folder, False, result)
 
 
@@ -185,7 +187,7 @@ def _check_start(stage: Stage, folder: Path) -> None:
     assert stage.config.model.checkpoint is not None, "from the second stage on"
     digest, path = model_digest(stage.config.model.checkpoint), folder / START_FILE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_text(path, digest + "\n")
     elif path.read_text(encoding="utf-8").strip() != digest:
         raise ConfigError(

@@ -17,6 +17,7 @@ from tunecore.checkpoint import MANIFEST, commit, newest_good, read_manifest, ve
 from tunecore.config import RunConfig
 from tunecore.config_diff import NEUTRAL_KEYS, RESUMABLE_KEYS, check_resumable, diff_configs
 from tunecore.config_io import dump_config, load_config
+from tunecore.durable import make_folder, write_text
 from tunecore.errors import CheckpointError, ConfigError
 from tunecore.tracking.values import plain
 
@@ -25,16 +26,6 @@ SUMMARY_FILE = "data_summary.json"
 RESULT_FILE = "result.json"
 BEST_FILE = "best"
 FINAL = "final"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old one or the new one, whole, after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def claim(config: RunConfig, allowed: Collection[str] = RESUMABLE_KEYS) -> tuple[Path, bool]:
@@ -46,6 +37,7 @@ def claim(config: RunConfig, allowed: Collection[str] = RESUMABLE_KEYS) -> tuple
 
     Raises:
         ConfigError: the folder holds another run (the differing keys are named) or a model that is no run.
+        CheckpointError: the folder cannot be made.
     """
     folder = Path(config.output_dir)
     run_file = folder / RUN_FILE
@@ -63,7 +55,7 @@ def claim(config: RunConfig, allowed: Collection[str] = RESUMABLE_KEYS) -> tuple
             f"output_dir {config.output_dir!r} is a file, or a model that no run made; it would be overwritten",
             hint="Name another output_dir.",
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder, False
 
 
@@ -177,6 +169,24 @@ def resolve_model(path: str | os.PathLike[str]) -> Path:
 
 TRAINING_STATE = ("optimizer.safetensors", "state.json")
 """Files of a checkpoint that only a run that goes on needs."""
+
+
+def verify_model(folder: Path) -> None:
+    """Hold a model that a run committed against its manifest; one of other make, without a manifest, is let through.
+
+    Raises:
+        CheckpointError: a file of it is damaged or gone, state that only a run needs aside.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    try:
+        verify(folder, but=TRAINING_STATE)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.message,
+            hint=f"Restore the file, or name another checkpoint of the run. If you changed it yourself, remove "
+            f"{MANIFEST} from that folder.",
+        ) from error
 
 
 def copy_model(source: str | os.PathLike[str], folder: Path, name: str = FINAL) -> Path:

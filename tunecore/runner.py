@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,16 @@ from tunecore.data.order import BatchSizes, steps_per_epoch
 from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
-from tunecore.errors import ConfigError, Interrupted, TunecoreError
+from tunecore.durable import cannot_write
+from tunecore.errors import ConfigError, InUseError, Interrupted, TunecoreError
 from tunecore.inputs import RunData, evaluation_rows, pretrain_data, task_records, train_tokenizer_on
+from tunecore.locks import LOCK, RunLock
 from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
 from tunecore.ops._native import tune_allocator
 from tunecore.outcome import with_test
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
-from tunecore.run_folder import FINAL, claim, record_best, record_config, record_data, resolve_model
+from tunecore.run_folder import FINAL, claim, record_best, record_config, record_data, resolve_model, verify_model
 from tunecore.saved_tasks import with_known_length
 from tunecore.session import Session, make_session, objectives_of
 from tunecore.tracking.report import write_report
@@ -43,6 +45,7 @@ from tunecore.training.evaluate import evaluate
 from tunecore.training.loop import train
 from tunecore.training.plans import exported, make_strategies, restored
 from tunecore.training.result import TrainResult
+from tunecore.training.room import check_room
 from tunecore.training.run import Run, make_run, step_name
 from tunecore.training.signals import StopSignal
 from tunecore.training.state import (
@@ -60,7 +63,7 @@ DEFAULT_EPOCHS = 3.0
 
 
 def fit(
-    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase | None = None
+    config: RunConfig, plugins: Plugins, tokenizer: PreTrainedTokenizerBase | None = None, *, held: bool = False
 ) -> tuple[TrainResult, Session]:
     """Run, or resume, what ``config`` describes.
 
@@ -68,6 +71,7 @@ def fit(
         config: the run.
         plugins: loaded plugins.
         tokenizer: one already in memory, instead of the one the config names.
+        held: the caller keeps other runs out of ``output_dir``.
 
     Returns:
         How the run ended, and the model as it then is.
@@ -75,19 +79,29 @@ def fit(
     Raises:
         TunecoreError: the configuration, the data, a plugin, a checkpoint or the training itself is at fault.
         Interrupted: a signal came during the last save; the run is whole.
+        InUseError: another run is at work in ``output_dir``.
     """
     config = with_known_length(plugins.hooks.tunecore_configure(config=config))
     check_components(config, plugins.registry)
     make_strategies(config.strategies, plugins.registry)  # what they refuse is said before any file is read
-    with open_ranks(config.training.device, config.training.threads) as ranks:
+    with open_ranks(config.training.device, config.training.threads) as ranks, ExitStack() as stack:
         tune_allocator()
         with main_first(ranks):
             folder, _ = claim(config)
+        if not held:
+            stack.enter_context(alone_in(folder, ranks))
+        with main_first(ranks):
+            claim(config)  # again: another process may have run here since the first look
+            if config.model.checkpoint is not None and ranks.is_main:
+                verify_model(resolve_model(config.model.checkpoint))
             tokenizer = prepare_tokenizer(config, plugins, folder, tokenizer)
             data, head, facts = prepare_data(config, plugins, tokenizer, folder, ranks)
         session = make_session(config, plugins, tokenizer, head, facts)
         run = prepare_run(config, plugins, session, data, ranks)
         resume(run)
+        with main_first(ranks):
+            if ranks.is_main:
+                check_room(run, folder / TOKENIZER, best=data.eval is not None)
         result = train(
             run,
             make_loader(run, session, data.train),
@@ -116,6 +130,37 @@ def main_first(ranks: Ranks) -> Iterator[None]:
     finally:
         if ranks.is_main:
             ranks.any(failed)
+
+
+@contextmanager
+def alone_in(folder: Path, ranks: Ranks, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Keep every other run out of ``folder`` while this lasts. Rank 0 holds the lock; every rank learns of a refusal.
+
+    Args:
+        folder: of the run; it is there.
+        ranks: all ranks, each of which calls this.
+        waiting: called with who is at work there before this waits for its end; None does not wait.
+
+    Raises:
+        InUseError: another run is at work there.
+        CheckpointError: nothing can be written there.
+    """
+    lock = RunLock(folder)
+    refusal: TunecoreError | None = None
+    if ranks.is_main:
+        try:
+            lock.acquire(waiting)
+        except InUseError as error:
+            refusal = error
+        except OSError as error:
+            refusal = cannot_write(folder / LOCK, error)
+    told = ranks.gather(None if refusal is None else [refusal.message, refusal.hint])[0]
+    if told is not None:
+        raise refusal or InUseError(told[0], hint=told[1])
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def prepare_tokenizer(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tunecore.checkpoint import MANIFEST
 from tunecore.config import RunConfig
 from tunecore.config_io import check_options
 from tunecore.data.loader import eval_batches
@@ -33,7 +34,7 @@ from tunecore.inputs import evaluation_rows
 from tunecore.models.loading import build_model, check_vocabulary, known_model_type, load_model, save_model, seeded
 from tunecore.plugins import Plugins
 from tunecore.registry import name_and_options
-from tunecore.run_folder import resolve_model
+from tunecore.run_folder import resolve_model, verify_model
 from tunecore.saved_tasks import (
     CONFIG_KEY,
     config_entry,
@@ -193,6 +194,7 @@ class Session:
         Raises:
             ConfigError: no objective has a model of that name.
         """
+        (folder / MANIFEST).unlink(missing_ok=True)  # of a checkpoint that this writes over
         if part is None:
             self.write(folder)
             save_task_modules(self.unit, folder)
@@ -298,6 +300,7 @@ def open_session(config: RunConfig, plugins: Plugins) -> Session:
     """
     assert config.model.checkpoint is not None
     folder = resolve_model(config.model.checkpoint)
+    verify_model(folder)
     known_model_type(folder, plugins.registry.names("family"))
     saved, entry = read_saved(folder)
     config = with_known_length(with_saved_tasks(config, entry, saved, folder))

@@ -44,6 +44,14 @@ def test_a_trained_tokenizer_loads_anywhere(tmp_path, family, cls, mask):
     assert roles(ours) == roles(tokenizer)
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta", "t5"])
+def test_a_tokenizer_that_was_loaded_is_saved_in_the_bytes_it_was_loaded_from(tmp_path, family):
+    train_tokenizer(TEXTS, vocab_size=300, family=family).save_pretrained(tmp_path / "one")
+    load_tokenizer(tmp_path / "one").save_pretrained(tmp_path / "two")
+    for path in (tmp_path / "one").iterdir():
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_bpe_gives_the_very_text_back_and_wordpiece_lowercases_as_asked():
     bpe = train_tokenizer(TEXTS, vocab_size=400, family="gpt2")
     text = "The caf\u00e9\n\n\u4e2d  x"

@@ -15,6 +15,7 @@ from tunecore.hookspecs import hookimpl
 from tunecore.training.plans import combine_plans
 from tunecore.training.state import load_state, make_saver, resume
 from tunecore.training.step import train_step
+from tunecore.training.unit import Task, TrainUnit
 from tunecore.types import ParamPlan, Progress
 
 
@@ -139,6 +140,40 @@ def test_a_damaged_checkpoint_is_stepped_over_with_the_reason(saved):
     with pytest.warns(UserWarning, match=r"step-6 is skipped: .*optimizer\.safetensors"):
         assert resume(again) == folder / "step-3"
     assert again.step == 3
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(saved):
+    folder, _ = saved
+    (folder / "step-6" / "optimizer.safetensors").write_bytes(b"")
+    (folder / "step-3" / "state.json").unlink()
+    before = final_bytes(folder, "step-6")
+    again = fresh(folder)
+    untouched = snapshot(again)
+    both = r"step-6: .*optimizer\.safetensors.*; step-3: .*state\.json' is missing"
+    with pytest.raises(CheckpointError, match=both) as told:
+        resume(again)
+    assert "Restore one of these folders" in told.value.hint and "another output_dir" in told.value.hint
+    assert_untouched(again, untouched)
+    assert final_bytes(folder, "step-6") == before
+
+
+@pytest.mark.parametrize("name", ["model.safetensors.index.json", "unmerged.safetensors", "objectives.safetensors"])
+def test_a_file_that_the_manifest_does_not_list_is_never_read(tmp_path, name):
+    run = fake.make_fake_run(
+        fake.make_config(tmp_path, save_every=3), steps=3, rows=fake.FakeRows(parity=False), unit=words_only()
+    )
+    fake.fit(run, evaluation=False, rows=fake.FakeRows(parity=False))
+    assert not (tmp_path / "step-3" / name).exists()
+    (tmp_path / "step-3" / name).write_bytes(b"not of this checkpoint")
+    again = fake.make_fake_run(fake.make_config(tmp_path), steps=3, unit=words_only(seed=5))
+    assert resume(again) == tmp_path / "step-3"
+    wanted, found = (one.optimizer.full_state(one.unit) for one in (run, again))
+    assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+def words_only(seed=0):
+    """A unit without parameters of its tasks."""
+    return TrainUnit(fake.FakeModel(seed), fake.FakeFamily(), [Task("words_lm", fake.Words(), None, 1.0)])
 
 
 def test_nothing_there_is_a_start(tmp_path):

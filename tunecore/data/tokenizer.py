@@ -272,6 +272,9 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
             f"tokenizer {str(path)!r}: knows no token but its special ones",
             hint="Its tokenizer.json or vocab.txt is missing: copy all files of the tokenizer.",
         )
+    # How it was found is no part of it: saved with it, a resumed run's files would not be those of a first one.
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
     return tokenizer
 
 

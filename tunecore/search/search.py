@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from tunecore.config import ModelConfig, RunConfig
 from tunecore.config_diff import NEUTRAL_KEYS
 from tunecore.config_io import check_components, dump_config
+from tunecore.durable import write_text
 from tunecore.errors import ConfigError, TrainingError
 from tunecore.hookspecs import hookimpl
 from tunecore.inputs import evaluation_rows, look_at_data
@@ -34,7 +35,6 @@ from tunecore.run_folder import (
     record_config,
     record_data,
     write_json,
-    write_text,
 )
 from tunecore.runner import fit, main_first, measure, prepare_tokenizer
 from tunecore.saved_tasks import with_known_length

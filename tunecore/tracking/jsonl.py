@@ -8,9 +8,11 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from tunecore.durable import cannot_write, make_folder, replacing, sync
 from tunecore.errors import ConfigError, TrainingError
 from tunecore.tracking.values import plain
 
@@ -72,22 +74,31 @@ def cut_after(path: Path, step: int) -> int:
             else:
                 cut += 1
     if cut:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "w", encoding="utf-8") as out:
+        with replacing(path) as out:
             out.writelines(kept)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
     return cut
 
 
 def append_row(path: Path, step: int, metrics: Mapping[str, Any]) -> None:
-    """Add a row to the metrics of a run that is over."""
+    """Add a row to the metrics of a run that is over.
+
+    Raises:
+        CheckpointError: the disk is full or refuses the write.
+    """
     row = {"step": step, "time": round(time.time(), 3), **{name: plain(value) for name, value in metrics.items()}}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "ab", buffering=0) as file:
+            _write_line(file, row)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _write_line(file: FileIO, row: Mapping[str, Any]) -> None:
+    """Nothing is kept back: what a failed write leaves is at most its own row, torn, which a resumed run cuts off."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    while line:
+        line = line[file.write(line) or 0 :]
 
 
 class JsonlTracker:
@@ -99,23 +110,29 @@ class JsonlTracker:
 
     def __init__(self, options: JsonlOptions | None = None) -> None:
         self.options = options or JsonlOptions()
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
+        self._path = Path(self.options.file)
         self._epoch_at: Callable[[int], float] | None = None
 
     def start(self, run: Any) -> None:
         """Open the file for appending, rows beyond the step the run starts from cut off."""
-        path = Path(run.output_dir) / self.options.file
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path = Path(run.output_dir) / self.options.file
         cut_after(path, int(run.step))
         per_epoch = int(run.steps_per_epoch)
         self._epoch_at = getattr(run, "epoch_at", None) or ((lambda step: step / per_epoch) if per_epoch > 0 else None)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed in end)
+        make_folder(path.parent)
+        try:
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed in end)
+            sync(path.parent)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write one row.
 
         Raises:
             TrainingError: the tracker was not started.
+            CheckpointError: the disk is full or refuses the write.
         """
         if self._file is None:
             raise TrainingError("the jsonl tracker logs before it was started", hint="Call start(run) first.")
@@ -124,13 +141,21 @@ class JsonlTracker:
             row["epoch"] = round(self._epoch_at(step), 4)
         row["time"] = round(time.time(), 3)
         row.update((str(k), plain(v)) for k, v in metrics.items() if k != "step")
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            _write_line(self._file, row)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
 
     def end(self, run: Any, error: BaseException | None) -> None:
-        """Bring the rows to the disk and close."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        """Bring the rows to the disk and close.
+
+        Raises:
+            CheckpointError: the disk refuses them.
+        """
+        file, self._file = self._file, None
+        if file is not None:
+            try:
+                with file:
+                    os.fsync(file.fileno())
+            except OSError as failure:
+                raise cannot_write(self._path, failure) from failure

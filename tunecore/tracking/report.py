@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tunecore.config_yaml import parse_yaml
+from tunecore.durable import write_text
 from tunecore.errors import DataError
 from tunecore.tracking.charts import Series, heat_table, line_chart, share_bar, table
 from tunecore.tracking.jsonl import METRICS_FILE, read_rows
@@ -86,9 +87,7 @@ def write_report(
         section("Machine and versions", nested(_environment(folder))),
     ]
     target = folder / REPORT_FILE if path is None else Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(page(title or _title(folder, settings), _lead(rows, best), parts), encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, page(title or _title(folder, settings), _lead(rows, best), parts))
     return target
 
 

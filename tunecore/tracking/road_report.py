@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from tunecore.durable import write_text
 from tunecore.errors import DataError
 from tunecore.tracking.charts import table
 from tunecore.tracking.jsonl import METRICS_FILE, read_rows
@@ -50,10 +51,8 @@ def write_road_report(run_dir: str | os.PathLike[str]) -> Path:
     ]
     ended = sum(bool(result) for result in results.values())
     target = folder / REPORT_FILE
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     title = f"{folder.resolve().name}: {', '.join(stage['name'] for stage in stages)}"
-    temporary.write_text(page(title, f"{ended} of {len(stages)} stages have ended.", parts), encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, page(title, f"{ended} of {len(stages)} stages have ended.", parts))
     return target
 
 

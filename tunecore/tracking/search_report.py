@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tunecore.durable import write_text
 from tunecore.errors import DataError
 from tunecore.tracking.charts import Point, Series, line_chart, scatter_chart, table
 from tunecore.tracking.page import page, section, tiles
@@ -56,10 +57,8 @@ def write_search_report(run_dir: str | os.PathLike[str]) -> Path:
         section("Settings", settings_section(settings)),
     ]
     target = folder / REPORT_FILE
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     title = f"{folder.resolve().name}: search for {metric.removeprefix('-')}"
-    temporary.write_text(page(title, _lead(trials, best), parts), encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, page(title, _lead(trials, best), parts))
     return target
 
 

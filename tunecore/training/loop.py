@@ -137,14 +137,16 @@ class Log:
             tracker.log(self._run.step, metrics)
 
     def end(self, error: BaseException | None) -> None:
-        """End every tracker that was started; the first failure is raised after all had their turn."""
+        """End every tracker that was started; the first failure is raised after all had their turn, unless the run
+        itself failed, whose error says more.
+        """
         failure: Exception | None = None
         for tracker in self._started:
             try:
                 tracker.end(self._run, error)
             except Exception as raised:
                 failure = failure or raised
-        if failure is not None:
+        if failure is not None and error is None:
             raise failure
 
 
@@ -240,7 +242,7 @@ class _Loop:
         if run.ranks.is_main:
             run.hooks.tunecore_checkpoint_saved(run=run, path=path)
             best = run.best_path
-            prune(run.output_dir, run.config.checkpoint.keep, () if best is None else (best,))
+            prune(run.output_dir, run.config.checkpoint.keep, () if best is None else (best,), run.step)
         self.log.time("checkpoint", time.perf_counter() - begun)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,26 @@ def load_weights(run: Run, folder: Path) -> None:
     Raises:
         CheckpointError: the checkpoint is damaged or of another model.
     """
-    verify(folder)
-    model = _with_unmerged(run, folder, read_model_tensors(folder))
-    _check_tensors(run.model, model, folder)
-    objectives = _read(folder / OBJECTIVES_FILE) if (folder / OBJECTIVES_FILE).exists() else {}
-    _check_objectives(run, objectives, folder)
+    model, objectives = _read_weights(run, folder, verify(folder).files)
     run.optimizer.load_full_state(run.model, model)
     run.optimizer.load_full_state(run.unit.task_modules, objectives)
+
+
+def _read_weights(
+    run: Run, folder: Path, listed: Collection[str], read_model: ReadModel | None = None
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The model's and the tasks' tensors of a verified checkpoint, checked against this run; of the files its manifest
+    has ``listed`` alone.
+    """
+    model = read_model(folder) if read_model is not None else _read_model_tensors(folder, listed)
+    if UNMERGED_FILE in listed:
+        # Under the names of the run's model, whose strategies hold some tensors apart.
+        own = run.model.state_dict().keys() & model.keys()
+        model = {name: model[name] for name in own} | _read(folder / UNMERGED_FILE)
+    _check_tensors(run.model, model, folder)
+    objectives = _read(folder / OBJECTIVES_FILE) if OBJECTIVES_FILE in listed else {}
+    _check_objectives(run, objectives, folder)
+    return model, objectives
 
 
 def save_task_modules(unit: TrainUnit, folder: Path) -> None:
@@ -150,11 +163,7 @@ def restore(run: Run, folder: Path, read_model: ReadModel | None = None) -> Mapp
         CheckpointError: a file is damaged, or parameters, shapes, strategies or optimizer state are not this run's;
             the file or name is said and the run is as it was.
     """
-    verify(folder)
-    model = _with_unmerged(run, folder, (read_model or read_model_tensors)(folder))
-    _check_tensors(run.model, model, folder)
-    objectives = _read(folder / OBJECTIVES_FILE) if (folder / OBJECTIVES_FILE).exists() else {}
-    _check_objectives(run, objectives, folder)
+    model, objectives = _read_weights(run, folder, verify(folder).files, read_model)
     state = _read_state(folder / STATE_FILE)
     saved, present = [name for name, _ in state["strategies"]], [s.name for s in run.strategies]
     if saved != present:
@@ -228,7 +237,8 @@ def newest_on_all(run: Run) -> Path | None:
     damaged is skipped with a warning that says why.
 
     Raises:
-        CheckpointError: ranks see different folders.
+        CheckpointError: ranks see different folders, or there are checkpoints and all are damaged: a run must not
+            begin anew, over what is left of it, without a word.
     """
     path, skipped = newest_good(run.output_dir)
     names = run.ranks.gather(None if path is None else path.name)
@@ -236,6 +246,13 @@ def newest_on_all(run: Run) -> Path | None:
         raise CheckpointError(
             f"ranks found different checkpoints in {str(run.output_dir)!r}: {names}",
             hint="output_dir must be one folder that all machines share.",
+        )
+    if path is None and run.ranks.any(bool(skipped)):
+        why = "; ".join(f"{damaged.name}: {reason}" for damaged, reason in skipped)
+        raise CheckpointError(
+            f"every checkpoint of the run in {str(run.output_dir)!r} is damaged: {why}",
+            hint="Restore one of these folders from a copy; or, to begin the run anew, remove them or name another "
+            "output_dir.",
         )
     if run.ranks.is_main:
         for damaged, reason in skipped:
@@ -269,22 +286,13 @@ def machine(run: Run) -> dict[str, Any]:
     }
 
 
-def read_model_tensors(folder: Path) -> dict[str, Tensor]:
-    """Read ``model.safetensors``, or the shards its index lists.
-
-    Raises:
-        CheckpointError: neither is there, or they are damaged.
-    """
-    return {name: value for file in weight_files(folder) for name, value in _read(folder / file).items()}
-
-
-def _with_unmerged(run: Run, folder: Path, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A checkpoint's tensors under the names of the run's model, whose strategies may hold some apart."""
-    if not (folder / UNMERGED_FILE).exists():
-        return tensors
-    unmerged = _read(folder / UNMERGED_FILE)
-    own = run.model.state_dict().keys() & tensors.keys()
-    return {name: tensors[name] for name in own} | unmerged
+def _read_model_tensors(folder: Path, listed: Collection[str]) -> dict[str, Tensor]:
+    """Read ``model.safetensors``, or the shards its index lists; only what the manifest has ``listed``."""
+    files = weight_files(folder)
+    for name in files:
+        if name not in listed:
+            raise CheckpointError(f"{str(folder / name)!r} is no part of the checkpoint: its manifest does not list it")
+    return {name: value for file in files for name, value in _read(folder / file).items()}
 
 
 def _set_strategies(run: Run, step: int, states: list[dict[str, Any]]) -> None:

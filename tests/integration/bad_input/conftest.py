@@ -61,6 +61,7 @@ def copied(model, tmp_path):
         shutil.copytree(model / "final", tmp_path / "other")
         path = tmp_path / "other" / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        (tmp_path / "other" / "manifest.json").unlink()
         return tmp_path / "other"
 
     return copy
