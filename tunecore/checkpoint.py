@@ -175,9 +175,10 @@ def newest_good(run_dir: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
     skipped: list[tuple[Path, str]] = []
     for step, path in sorted(_steps(run_dir, replaced_too=True), reverse=True):
         try:
-            manifest = verify(path)
-            if manifest.name != f"step-{step}":
-                raise CheckpointError(f"{str(path)!r} was committed as {manifest.name!r}")
+            name = read_manifest(path).name
+            if name != f"step-{step}":
+                raise CheckpointError(f"{str(path / MANIFEST)!r} is of another: it was committed as {name!r}")
+            verify(path)
         except CheckpointError as error:
             skipped.append((path, error.message))
         else:

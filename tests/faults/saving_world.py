@@ -18,19 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "search")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "search"))
 
-import small_world as small  # noqa: E402
-import torch  # noqa: E402
+import small_world as small
+import torch
 
-import tunecore.runner  # noqa: E402
-from tunecore import Engine, hookimpl  # noqa: E402
-from tunecore.checkpoint import newest_good  # noqa: E402
-from tunecore.config import PluginsConfig  # noqa: E402
-from tunecore.config_io import load_config  # noqa: E402
-from tunecore.errors import TunecoreError  # noqa: E402
-from tunecore.plugins import load_plugins  # noqa: E402
+import tunecore.runner
+from tunecore import Engine, hookimpl
+from tunecore.checkpoint import newest_good
+from tunecore.config import PluginsConfig
+from tunecore.config_io import load_config
+from tunecore.errors import TunecoreError
+from tunecore.plugins import load_plugins
 
 RUN, PRISTINE = "run", "pristine"
 SAVES, STEPS = (2, 4, 6, 8), 8
@@ -52,8 +52,6 @@ CHECKED = ("final", f"step-{STEPS}", "step-6", "best", "result.json")
 
 def train(config: dict[str, Any] = CONFIG, *plugins: Any) -> Any:
     """Run, or resume, the world's run, in the folder this process is in."""
-    # Its writer is a thread, which a forked child would lack.
-    tunecore.runner.tensorboard_installed = lambda: False
     return Engine(load_config(config), plugins=load_plugins(PluginsConfig(load=False), extra=plugins)).run()
 
 
@@ -158,6 +156,8 @@ def main(folder: Path, library: ctypes.CDLL) -> None:
     library.failing_log.restype = ctypes.c_char_p
     library.failing_count.restype = ctypes.c_long
     library.failing_begin.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes.c_int]
+    # Its writer is a thread, which a forked child would lack.
+    tunecore.runner.tensorboard_installed = lambda: False
     os.chdir(folder)
     torch.set_num_threads(1)
     stand = Stand(library, folder)

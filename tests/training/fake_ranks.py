@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from tunecore import hookspecs
 from tunecore.data.loader import eval_batches
-from tunecore.errors import TunecoreError
+from tunecore.errors import InUseError, TunecoreError
 from tunecore.training.distributed import open_ranks
 from tunecore.training.evaluate import evaluate
 from tunecore.training.state import make_saver
@@ -35,6 +35,18 @@ def on_rank(rank, count, port, results, function, arguments) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     with open_ranks("cpu", threads=1) as ranks:
         save_file(function(ranks, *arguments), Path(results) / f"{rank}.safetensors")
+
+
+def refused(ranks, folder) -> dict[str, torch.Tensor]:
+    """What this rank is told that wants a folder that is held."""
+    from tunecore.runner import alone_in
+
+    try:
+        with alone_in(Path(folder), ranks):
+            message = "taken"
+    except InUseError as error:
+        message = error.message
+    return {"message": torch.frombuffer(bytearray(message.encode()), dtype=torch.uint8)}
 
 
 def read_result(results, rank):

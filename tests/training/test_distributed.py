@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import fake_ranks
 import pytest
 import torch
 
+from tunecore.locks import RunLock
 from tunecore.training import distributed
 from tunecore.training.distributed import Ranks, open_ranks, set_threads
 
@@ -90,3 +93,14 @@ def test_a_full_disk_on_rank_0_ends_every_rank(on_ranks, tmp_path):
     parts = on_ranks(2, fake_ranks.full_disk_on_rank_0, str(tmp_path / "run"))
     messages = [bytes(p["message"].tolist()).decode() for p in parts]
     assert "No space left" in messages[0] and "rank 0 could not write" in messages[1]
+
+
+def test_a_folder_that_another_run_is_in_is_refused_to_every_rank(on_ranks, tmp_path):
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    parts = on_ranks(2, fake_ranks.refused, str(tmp_path))
+    messages = [bytes(p["message"].tolist()).decode() for p in parts]
+    assert messages[0] == messages[1] and f"is in use by process {os.getpid()} on" in messages[0]
+    lock.release()
+    parts = on_ranks(2, fake_ranks.refused, str(tmp_path))
+    assert [bytes(p["message"].tolist()).decode() for p in parts] == ["taken", "taken"]
