@@ -27,7 +27,7 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.durable import cannot_write
-from tunecore.errors import ConfigError, InUseError, Interrupted, TunecoreError
+from tunecore.errors import ConfigError, Interrupted, InUseError, TunecoreError
 from tunecore.inputs import RunData, evaluation_rows, pretrain_data, task_records, train_tokenizer_on
 from tunecore.locks import LOCK, RunLock
 from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
