@@ -1,4 +1,4 @@
-"""The soak's verdict on made-up samples, and a soak of seconds."""
+"""The soak's verdict on made-up samples, and a soak of a minute."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_growth_is_the_exit_code(benchmark_module, tmp_path):
 
 
 @pytest.mark.faults
-def test_a_soak_of_seconds(benchmark_module, tmp_path, monkeypatch):
+def test_a_soak_of_a_minute(benchmark_module, tmp_path, monkeypatch):
     soak = benchmark_module("soak")
     monkeypatch.setenv("PYTHONPATH", str(soak.__file__).rpartition("/")[0])
-    soak.main(["--minutes", "0.5", "--output", str(tmp_path / "soak"), "--life", "8", "12", "--warm", "1"])
+    soak.main(["--minutes", "1.2", "--output", str(tmp_path / "soak"), "--life", "20", "25", "--warm", "1"])
     found = json.loads((tmp_path / "soak" / "summary.json").read_text())
-    assert found["processes"] >= 2 and found["steps"] > 20 and sum(found["ended"].values()) == found["processes"]
+    assert found["processes"] >= 2 and found["steps"] > 5 and sum(found["ended"].values()) == found["processes"]
