@@ -45,7 +45,7 @@ class Manifest:
     """Step, parameters, configuration, versions: what the writer gave."""
 
 
-def commit(run_dir: Path, name: str, write: Callable[[Path], None], info: Mapping[str, Any]) -> Path:
+def commit(run_dir: Path, name: str, write: Callable[[Path], object], info: Mapping[str, Any]) -> Path:
     """Write a checkpoint and make it visible in one rename; it is on the disk when this returns.
 
     Args:

@@ -48,13 +48,8 @@ from tunecore.training.result import TrainResult
 from tunecore.training.room import check_room
 from tunecore.training.run import Run, make_run, step_name
 from tunecore.training.signals import StopSignal
-from tunecore.training.state import (
-    load_weights,
-    make_saver,
-    manifest_info,
-    resume,
-    save_weights,
-)
+from tunecore.training.state import make_saver, manifest_info, resume
+from tunecore.training.weights import load_weights, save_weights
 from tunecore.types import Head, Tracker
 
 TOKENIZER = "tokenizer"

@@ -47,8 +47,8 @@ from tunecore.tracking.progress import counted
 from tunecore.training.distributed import Ranks
 from tunecore.training.evaluate import evaluate, evaluation_mode
 from tunecore.training.generation import Answers, Writer, generates, prompts_of
-from tunecore.training.state import load_task_modules, save_task_modules
 from tunecore.training.unit import Task, TrainUnit, check_stacks
+from tunecore.training.weights import load_task_modules, save_task_modules
 from tunecore.training.whole_rows import WholeRows, metrics_over
 from tunecore.types import Family, Head, Metrics, Objective, PackedBatch, Prediction, Record
 

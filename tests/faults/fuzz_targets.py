@@ -30,7 +30,8 @@ from tunecore.saved_tasks import facts_of_transformers, head_of_transformers, re
 from tunecore.tiny import make_corpus, make_tokenizer, tiny_documents, tiny_records
 from tunecore.tracking.jsonl import read_rows
 from tunecore.tracking.report import write_report
-from tunecore.training.state import _read, _read_state
+from tunecore.training.state import read_state
+from tunecore.training.weights import read_tensors
 
 Read = Callable[[Path], Any]
 
@@ -166,12 +167,12 @@ def make_targets(folder: Path) -> dict[str, Target]:
     index = {"metadata": {"total_size": 9}, "weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}
     return {
         "manifest": Target(checkpoint.MANIFEST, _manifest, 2000, [manifest], json.loads(manifest), _resigned),
-        "safetensors": Target("model.safetensors", _read, 1000, [tensors]),
+        "safetensors": Target("model.safetensors", read_tensors, 1000, [tensors]),
         "index": Target(
             "model.safetensors.index.json", lambda p: weight_files(p.parent), 500, [json_bytes(index)], index
         ),
         "config.json": Target("config.json", _config_json, 300, [json_bytes(config)], config),
-        "state.json": Target("state.json", _read_state, 800, [json_bytes(state)], state),
+        "state.json": Target("state.json", read_state, 800, [json_bytes(state)], state),
         "corpus": Target("corpus.arrow", _corpus, 500, [corpus]),
         "run.yaml": Target("run.yaml", load_config, 100, [run_file]),
         "run.json": Target(

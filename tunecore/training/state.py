@@ -1,9 +1,7 @@
 """The whole state of a run in a folder, and back: weights, optimizer, counters, strategies, plugins' objects.
 
-``model.safetensors`` (with config and tokenizer, as transformers writes them) holds fp32 masters;
-``objectives.safetensors`` the parameters of tasks that have their own; ``unmerged.safetensors`` what a strategy merged
-into the model's own tensors (adapters, and what they stand on); ``optimizer.safetensors`` the optimizer's tensors by
-parameter name; ``state.json`` the rest. There is no generator state: randomness is a function of the seed
+``weights`` writes the files of the model and its tasks; ``optimizer.safetensors`` holds the optimizer's tensors by
+parameter name, ``state.json`` the rest. There is no generator state: randomness is a function of the seed
 and the step. So a resumed run continues bit for bit on the same machine, versions, threads and ranks.
 """
 
@@ -13,36 +11,31 @@ import dataclasses
 import json
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
 
 from tunecore.checkpoint import clean_leftovers, commit, newest_good, verify
 from tunecore.errors import CheckpointError
-from tunecore.models.folder import weight_files
 from tunecore.training.optimizer import OptimizerState
-from tunecore.training.plans import exported
 from tunecore.training.run import Counters, Run
-from tunecore.training.unit import TrainUnit
-
-WriteModel = Callable[[Path, Mapping[str, Tensor]], None]
-"""``write(folder, state_dict)``: save the model in transformers' layout with these fp32 tensors."""
-ReadModel = Callable[[Path], Mapping[str, Tensor]]
-"""``read(folder) -> state_dict``: the tensors a WriteModel wrote, under the model's own names."""
+from tunecore.training.weights import (
+    UNMERGED_FILE,
+    ReadModel,
+    WriteModel,
+    contiguous,
+    read_tensors,
+    read_weights,
+    save_weights,
+)
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-OBJECTIVES_FILE = "objectives.safetensors"
-UNMERGED_FILE = "unmerged.safetensors"
 STATE_FILE = "state.json"
 FORMAT = 1
-
-
 _STATE = {
     "step": int, "seed": int, "counters": dict, "optimizer": dict, "strategies": list, "tracked": dict, "machine": dict,
 }  # fmt: skip
@@ -51,12 +44,12 @@ _STATE = {
 
 def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
     """Write everything of a run that a process of its own needs to go on. Rank 0 calls it, inside ``commit``."""
-    plain = _write_weights(run, folder, write_model)
+    plain = save_weights(run, folder, write_model)
     unmerged = {n: t for n, t in run.optimizer.full_state(run.model).items() if n not in plain}
     if unmerged:
-        save_file(_plain(unmerged), folder / UNMERGED_FILE)
+        save_file(contiguous(unmerged), folder / UNMERGED_FILE)
     optimizer = run.optimizer.state_dict()
-    save_file(_plain(optimizer.tensors), folder / OPTIMIZER_FILE)
+    save_file(contiguous(optimizer.tensors), folder / OPTIMIZER_FILE)
     state = {
         "format": FORMAT,
         "step": run.step,
@@ -72,68 +65,6 @@ def save_state(run: Run, folder: Path, write_model: WriteModel) -> None:
     with open(folder / STATE_FILE, "w", encoding="utf-8") as file:
         json.dump(state, file, indent=1, sort_keys=True, allow_nan=False)
         file.write("\n")
-
-
-def save_weights(run: Run, folder: Path, write_model: WriteModel) -> None:
-    """Write the fp32 weights alone: the model in transformers' layout, what strategies added merged into it, and the
-    parameters of tasks that have own.
-    """
-    _write_weights(run, folder, write_model)
-
-
-def _write_weights(run: Run, folder: Path, write_model: WriteModel) -> dict[str, Tensor]:
-    """As :func:`save_weights`; returns the model's tensors as written."""
-    plain = exported(run.strategies, run.model, run.optimizer.full_state(run.model))
-    write_model(folder, plain)
-    objectives = _objectives_state(run)
-    if objectives:
-        save_file(_plain(objectives), folder / OBJECTIVES_FILE)
-    return plain
-
-
-def load_weights(run: Run, folder: Path) -> None:
-    """Take the weights of another checkpoint of this run (its best one); optimizer and counters stay.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged or of another model.
-    """
-    model, objectives = _read_weights(run, folder, verify(folder).files)
-    run.optimizer.load_full_state(run.model, model)
-    run.optimizer.load_full_state(run.unit.task_modules, objectives)
-
-
-def _read_weights(
-    run: Run, folder: Path, listed: Collection[str], read_model: ReadModel | None = None
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """The model's and the tasks' tensors of a verified checkpoint, checked against this run; of the files its manifest
-    has ``listed`` alone.
-    """
-    model = read_model(folder) if read_model is not None else _read_model_tensors(folder, listed)
-    if UNMERGED_FILE in listed:
-        # Under the names of the run's model, whose strategies hold some tensors apart.
-        own = run.model.state_dict().keys() & model.keys()
-        model = {name: model[name] for name in own} | _read(folder / UNMERGED_FILE)
-    _check_tensors(run.model, model, folder)
-    objectives = _read(folder / OBJECTIVES_FILE) if OBJECTIVES_FILE in listed else {}
-    _check_objectives(run, objectives, folder)
-    return model, objectives
-
-
-def save_task_modules(unit: TrainUnit, folder: Path) -> None:
-    """Write the tasks' own tensors beside a saved model, where there are any."""
-    tensors = task_tensors(unit)
-    if tensors:
-        save_file(_plain(tensors), folder / OBJECTIVES_FILE)
-
-
-def load_task_modules(unit: TrainUnit, folder: Path) -> None:
-    """Give a unit's tasks the parameters that tasks of their name and shape have in a saved model; before a run."""
-    if not (folder / OBJECTIVES_FILE).exists():
-        return
-    wanted = unit.task_modules.state_dict()
-    found = _read(folder / OBJECTIVES_FILE)
-    fitting = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
-    unit.task_modules.load_state_dict(fitting, strict=False)
 
 
 def load_state(run: Run, folder: Path, read_model: ReadModel | None = None) -> None:
@@ -163,15 +94,15 @@ def restore(run: Run, folder: Path, read_model: ReadModel | None = None) -> Mapp
         CheckpointError: a file is damaged, or parameters, shapes, strategies or optimizer state are not this run's;
             the file or name is said and the run is as it was.
     """
-    model, objectives = _read_weights(run, folder, verify(folder).files, read_model)
-    state = _read_state(folder / STATE_FILE)
+    model, objectives = read_weights(run, folder, verify(folder).files, read_model)
+    state = read_state(folder / STATE_FILE)
     saved, present = [name for name, _ in state["strategies"]], [s.name for s in run.strategies]
     if saved != present:
         raise CheckpointError(f"{str(folder)!r} was made with strategies {saved}, this run has {present}")
     if state["seed"] != run.seed:
         raise CheckpointError(f"{str(folder)!r} was made with training.seed {state['seed']}, this run has {run.seed}")
     kind = str(state.get("optimizer_kind", ""))  # checkpoints of the first releases do not say
-    tensors = OptimizerState(_read(folder / OPTIMIZER_FILE), state["optimizer"], kind)
+    tensors = OptimizerState(read_tensors(folder / OPTIMIZER_FILE), state["optimizer"], kind)
     before = run.step, [s.state_dict() for s in run.strategies]
     try:
         # Which parameters may have optimizer state depends on the strategies at that step.
@@ -286,15 +217,6 @@ def machine(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_model_tensors(folder: Path, listed: Collection[str]) -> dict[str, Tensor]:
-    """Read ``model.safetensors``, or the shards its index lists; only what the manifest has ``listed``."""
-    files = weight_files(folder)
-    for name in files:
-        if name not in listed:
-            raise CheckpointError(f"{str(folder / name)!r} is no part of the checkpoint: its manifest does not list it")
-    return {name: value for file in files for name, value in _read(folder / file).items()}
-
-
 def _set_strategies(run: Run, step: int, states: list[dict[str, Any]]) -> None:
     run.step = step
     for strategy, state in zip(run.strategies, states, strict=True):
@@ -302,68 +224,12 @@ def _set_strategies(run: Run, step: int, states: list[dict[str, Any]]) -> None:
     run.replan()
 
 
-def _check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Hold tensors by name and shape against a module; a tied parameter need come under one of its names only."""
-    wanted = module.state_dict(keep_vars=True)
-    given = {id(wanted[name]) for name in tensors if name in wanted}
-    for name, value in tensors.items():
-        if name not in wanted:
-            raise CheckpointError(f"{str(folder)!r} is of another model: it has {name!r}, which this one lacks")
-        if value.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{str(folder)!r} is of another model: {name!r} has shape {tuple(value.shape)} there, "
-                f"{tuple(wanted[name].shape)} here"
-            )
-    for name, value in wanted.items():
-        if name not in tensors and id(value) not in given:
-            raise CheckpointError(f"{str(folder)!r} is of another model: it lacks {name!r}")
+def read_state(path: Path) -> dict[str, Any]:
+    """Read ``state.json``.
 
-
-def _objectives_state(run: Run) -> dict[str, Tensor]:
-    """The tasks' own tensors, as fp32 masters."""
-    full = run.optimizer.full_state(run.unit.task_modules)
-    return {name: full[name] for name in task_tensors(run.unit)}
-
-
-def task_tensors(unit: TrainUnit) -> dict[str, Tensor]:
-    """Tensors of the tasks' own modules, each once; what they share with the model is in the model's file."""
-    seen = {id(p) for p in unit.model.parameters()}
-    own = {}
-    for name, value in unit.task_modules.state_dict(keep_vars=True).items():
-        if id(value) not in seen:
-            seen.add(id(value))
-            own[name] = value.detach()
-    return own
-
-
-def _check_objectives(run: Run, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    wanted = _objectives_state(run)
-    for name in sorted(wanted.keys() ^ tensors.keys()):
-        where = "lacks" if name in wanted else "has too much:"
-        raise CheckpointError(f"{str(folder / OBJECTIVES_FILE)!r} {where} {name!r}; the objectives or head differ")
-    for name, value in tensors.items():
-        if value.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{str(folder / OBJECTIVES_FILE)!r}: {name!r} has shape {tuple(value.shape)}, "
-                f"this run's {tuple(wanted[name].shape)}"
-            )
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in tensors.items()}
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise CheckpointError(f"{str(path)!r} is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
-    return tensors
-
-
-def _read_state(path: Path) -> dict[str, Any]:
+    Raises:
+        CheckpointError: it is missing, of a newer format, or not as it was written.
+    """
     if not path.exists():
         raise CheckpointError(
             f"{str(path)!r} is missing: the folder holds a model, but no state to continue a run from",
