@@ -241,6 +241,12 @@ def test_any_failing_call_of_the_commit_leaves_what_was_there(run_dir, monkeypat
     assert verify(run_dir / "step-3").info == {"step": "new"}
 
 
+def test_a_disk_error_that_a_library_dresses_up_is_still_one(run_dir):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*step-4.*No space left"):
+        commit(run_dir, "step-4", writer(extra=fail_with(Exception("No space left on device (os error 28)"))), {})
+    assert visible(run_dir) == ["step-1", "step-2", "step-3"]
+
+
 def test_an_error_that_is_no_disk_error_comes_out_as_it_is(run_dir):
     with pytest.raises(ZeroDivisionError):
         commit(run_dir, "step-4", writer(extra=fail_with(ZeroDivisionError())), {})

@@ -72,17 +72,21 @@ def commit(run_dir: Path, name: str, write: Callable[[Path], object], info: Mapp
         for folder in [*(p for p in stage.rglob("*") if p.is_dir()), stage]:
             sync(folder)
         _move_into_place(stage, target)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
+        if not _is_of_the_disk(error):
+            raise
         raise CheckpointError(
             f"cannot write checkpoint {str(target)!r}: {error}",
             hint="Make room on the disk (or lower checkpoint.keep) and run the same command again; "
             "earlier checkpoints are untouched.",
         ) from error
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
     return target
+
+
+def _is_of_the_disk(error: BaseException) -> bool:
+    # tokenizers raises a bare Exception, and only its text tells.
+    return isinstance(error, OSError | SafetensorError) or "(os error " in str(error)
 
 
 def _move_into_place(stage: Path, target: Path) -> None:

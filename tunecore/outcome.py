@@ -9,7 +9,7 @@ from typing import Any
 
 from tunecore.config import RunConfig
 from tunecore.run_folder import RESULT_FILE, best_name, model_digest, read_result, write_json
-from tunecore.tracking.jsonl import METRICS_FILE, append_row
+from tunecore.tracking.jsonl import METRICS_FILE, append_row, read_rows
 from tunecore.training.distributed import Ranks
 from tunecore.training.result import TrainResult
 
@@ -41,10 +41,20 @@ def with_test(
             append_row(folder / METRICS_FILE, result.steps, {TEST + name: value for name, value in test.items()})
     result = replace(result, metrics={**result.metrics, **{TEST + name: value for name, value in (test or {}).items()}})
     if ranks.is_main:
-        metrics = {k: v for k, v in result.metrics.items() if k.startswith("eval/")} or before.get("metrics", {})
+        metrics = _of_evaluation(result.metrics) or before.get("metrics") or _last_evaluation(folder)
         ended = {"steps": result.steps, "best_metric": result.best_metric, "best": best_name(folder)}
         write_json(folder / RESULT_FILE, {**ended, **told, "metrics": metrics, "test": test, "tested": of})
     return result
+
+
+def _of_evaluation(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if name.startswith("eval/")}
+
+
+def _last_evaluation(folder: Path) -> dict[str, Any]:
+    """What the run logged of its last evaluation: one that died between that and its result does not evaluate again."""
+    rows = map(_of_evaluation, reversed(read_rows(folder / METRICS_FILE)))
+    return next(filter(None, rows), {})
 
 
 def recorded(config: RunConfig, result: Mapping[str, Any]) -> TrainResult:

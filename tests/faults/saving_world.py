@@ -32,7 +32,7 @@ from tunecore.config_io import load_config
 from tunecore.errors import TunecoreError
 from tunecore.plugins import load_plugins
 
-RUN, PRISTINE = "run", "pristine"
+RUN, PRISTINE, METRICS = "run", "pristine", "metrics.jsonl"
 SAVES, STEPS = (2, 4, 6, 8), 8
 STANDS_AT = 6
 CONFIG: dict[str, Any] = {
@@ -96,6 +96,7 @@ class Stand:
     def tunecore_step_end(self, run: Any) -> None:
         if run.step == STANDS_AT and self.serves:
             shutil.copytree(RUN, PRISTINE)
+            os.link(Path(RUN, METRICS), METRICS)
             for line in sys.stdin:
                 case = json.loads(line)
                 result = self.serve(case)
@@ -109,8 +110,7 @@ class Stand:
 
     def serve(self, case: dict[str, Any]) -> dict[str, Any]:
         """One case: the save with its fault, a look at the folder, and the same command again."""
-        shutil.rmtree(RUN)
-        shutil.copytree(PRISTINE, RUN)
+        self.put_back()
         child = os.fork()
         if child == 0:
             self.serves = False
@@ -121,8 +121,16 @@ class Stand:
         found, skipped = newest_good(Path(RUN))
         return {
             "exit": killed, "first": first, "newest": found and found.name, "skipped": [why for _, why in skipped],
-            "again": self.again(), "equal": state_of(Path(RUN)) == self.whole, "leftovers": leftovers(Path(RUN)),
+            "again": self.again(), "other": self.other_bytes(), "leftovers": leftovers(Path(RUN)),
         }  # fmt: skip
+
+    def put_back(self) -> None:
+        """The folder as it was; of the metrics the very file, which the run has open."""
+        shutil.rmtree(RUN)
+        shutil.copytree(PRISTINE, RUN)
+        Path(METRICS).write_bytes(Path(RUN, METRICS).read_bytes())
+        Path(RUN, METRICS).unlink()
+        os.link(METRICS, Path(RUN, METRICS))
 
     def again(self) -> dict[str, Any] | None:
         """The same command in a process of its own, on a disk that is well."""
@@ -133,6 +141,11 @@ class Stand:
             self.tell(outcome_of(lambda: train(CONFIG, self)))
         os.waitpid(child, 0)
         return self._told()
+
+    def other_bytes(self) -> list[str]:
+        """Files that are not those of the whole run."""
+        found = state_of(Path(RUN))
+        return sorted(name for name in found.keys() | self.whole.keys() if found.get(name) != self.whole.get(name))
 
     def tell(self, outcome: dict[str, Any]) -> None:
         """End this child with its outcome."""

@@ -32,6 +32,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)  # a tracker may still have a file of it open
 
 
+@pytest.mark.faults
 def test_a_run_on_a_full_disk_ends_with_a_word_and_goes_on_with_room(small_disk, tmp_path, monkeypatch):
     disk, resize = small_disk
     here = saving.small.write_data(tmp_path / "here")

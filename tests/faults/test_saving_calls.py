@@ -121,8 +121,8 @@ def problems_of(case: Case, result: dict) -> list[str]:
         found.append(f"something half-written looks like a checkpoint: {result['skipped']}")
     if again is None or again["error"] is not None:
         found.append(f"the same command again fails: {again}")
-    elif not result["equal"]:
-        found.append("the same command again ends in other bytes")
+    elif result["other"]:
+        found.append(f"the same command again ends in other bytes of {result['other']}")
     if result["leftovers"]:
         found.append(f"left behind: {result['leftovers']}")
     return found

@@ -176,6 +176,14 @@ def test_no_good_checkpoint_left_is_an_error_and_changes_nothing(torn):
     assert saving.state_of(run) == torn.whole, "without a step-N the run begins anew"
 
 
+def test_a_run_that_died_before_its_result_was_written_has_the_same_one(torn):
+    run = put_back()
+    torn.again()
+    (run / "result.json").unlink()
+    torn.again()
+    assert saving.state_of(run) == torn.whole
+
+
 def test_a_damaged_model_is_not_loaded(torn):
     run = put_back()
     torn.again()
