@@ -68,8 +68,11 @@ test-plugins: setup ## install each package of plugins/ as a stranger would, and
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-test-faults: setup ## kills, signals and dead workers on real runs (20 minutes; TUNECORE_FAULTS_SCALE=10 for a night)
-	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS) tests
+test-faults: setup ## every fault on real runs, then a table (20 minutes; TUNECORE_FAULTS_SCALE=10 for a night)
+	@mkdir -p build && rm -f build/faults.jsonl
+	$(BIN)/python csrc/tests/run.py --processors
+	TUNECORE_FAULTS_RECORD=$(CURDIR)/build/faults.jsonl $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m faults $(PYTEST_ARGS); \
+	    failed=$$?; $(BIN)/python tests/faults/record.py build/faults.jsonl; exit $$failed
 
 bench: setup ## every benchmark, each beside its peer in one run; one that fails does not stop the others
 	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'

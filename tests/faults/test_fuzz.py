@@ -90,7 +90,7 @@ def fuzz(target, name, first, count, folder):
         process.kill()
         process.join()
     assert process.exitcode == 0, report.read_text() or f"{name} {now.value}: the process ended with {process.exitcode}"
-    record("R11 fuzzing", count, count, target=name)
+    record("fuzzing", count, count, target=name)
 
 
 def test_the_default_run_is_ten_thousand(targets):

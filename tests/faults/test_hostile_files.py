@@ -38,7 +38,7 @@ def told(tmp_path_factory):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     bad = [case for case, what in result.items() if what["events"] and case != "control"]
-    record("R12 hostile files", len(result) - 1, len(result) - 1 - len(bad))
+    record("hostile files", len(result) - 1, len(result) - 1 - len(bad))
     return result
 
 
