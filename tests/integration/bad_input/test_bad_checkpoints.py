@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tunecore import Engine
 from tunecore.errors import CheckpointError, TunecoreError
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 def without(*names):

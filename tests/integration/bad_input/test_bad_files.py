@@ -18,7 +18,7 @@ import pytest
 from tunecore.data import files
 from tunecore.errors import DataError
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 ROWS = "".join(f"this film is fine number {n},pos\na dull play {n},neg\n" for n in range(8))
 CSV = "text,label\n" + ROWS

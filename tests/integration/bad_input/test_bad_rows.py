@@ -11,7 +11,7 @@ import pytest
 from tunecore import Engine
 from tunecore.errors import ConfigError, DataError, TunecoreError
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 def rows(*labels, text="this film is fine number {}"):
