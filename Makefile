@@ -21,7 +21,8 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-python test-plugins test-slow test-faults bench clean distclean
+.PHONY: help setup demo test lint types test-native test-cuda-emulated test-python test-plugins test-slow test-faults bench clean \
+    distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
@@ -43,7 +44,7 @@ demo: setup ## pretrain and fine-tune on text that ships with Python (minutes on
 	$(BIN)/tunecore demo $(DEMO_ARGS)
 
 # pytest comes last, so that its closing line is the last word.
-test: lint types test-native test-plugins ## lint, types, C++ tests, plugins, pytest
+test: lint types test-native test-cuda-emulated test-plugins ## lint, types, C++ and CUDA tests, plugins, pytest
 	@$(MAKE) --no-print-directory test-python
 
 lint: setup ## ruff
@@ -54,6 +55,9 @@ types: setup ## mypy, strict, on tunecore/
 
 test-native: setup ## C++ tests
 	$(BIN)/python csrc/tests/run.py
+
+test-cuda-emulated: setup ## tests of the CUDA kernels on the CPU: no nvcc, no GPU
+	$(BIN)/python csrc/tests/run_cuda.py
 
 test-python: setup ## pytest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -64,7 +64,7 @@ def native_sources(isas: dict[str, str]) -> tuple[list[tuple[Path, list[str]]], 
     sources, defines = [], []
     for path in sorted((ROOT / "csrc").rglob("*.cpp")):
         match = ISA_FILE.fullmatch(path.name)
-        if "tests" in path.relative_to(ROOT / "csrc").parts or (match and isas[match[2]]):
+        if {"tests", "emulation"} & {*path.relative_to(ROOT / "csrc").parts} or (match and isas[match[2]]):
             continue
         sources.append((path, ISA_FLAGS[match[2]] if match else []))
         if match:

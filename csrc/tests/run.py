@@ -14,11 +14,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
+Source = tuple[Path, list[str]]
+"""A file and the flags of its own."""
+SourcesOf = Callable[[str, ModuleType], tuple[list[Source], list[str]]]
+"""Compiler and setup.py -> what to compile, and flags for all of it."""
 PASSES = {
     "asan+ubsan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fopenmp"],
     # The std::thread back end: ThreadSanitizer does not know libgomp's barriers and reports false races.
@@ -38,6 +43,14 @@ def setup_module() -> ModuleType:
     return module
 
 
+def compiler_for(name: str, setup: ModuleType) -> str | None:
+    """The C++ compiler; where there is none, that is said."""
+    compiler: str | None = setup.find_compiler()
+    if compiler is None:
+        print(f"{name}: no C++ compiler found; nothing was tested", file=sys.stderr)
+    return compiler
+
+
 def is_stale(target: Path, depfile: Path) -> bool:
     """Whether an object is missing or older than a file it was made from."""
     if not target.exists() or not depfile.exists():
@@ -47,17 +60,20 @@ def is_stale(target: Path, depfile: Path) -> bool:
     return any(not Path(f).exists() or Path(f).stat().st_mtime > made for f in files)
 
 
-def build(name: str, flags: list[str], compiler: str, setup: ModuleType) -> Path:
-    """Compile and link the driver of one pass; return its path."""
-    folder = ROOT / "build" / "native-tests" / name
+def cpu_sources(compiler: str, setup: ModuleType) -> tuple[list[Source], list[str]]:
+    """The kernels of the CPU and their tests, and the defines they need."""
     sources, defines = setup.native_sources(setup.usable_isas(compiler))
     kept = [(path, own) for path, own in sources if not path.name.endswith("_bind.cpp") and path.name != "module.cpp"]
-    kept += [(path, []) for path in sorted((ROOT / "csrc" / "tests").glob("*.cpp"))]
-    common = [*compiler.split(), *(f for f in setup.COMMON if f != "-O3"), "-O1", "-g", *flags, *defines]
+    return kept + [(path, []) for path in sorted((ROOT / "csrc" / "tests").glob("*.cpp"))], defines
 
-    def compile_one(item: tuple[Path, list[str]]) -> Path:
+
+def build(folder: Path, sources: list[Source], flags: list[str], compiler: str, setup: ModuleType) -> Path:
+    """Compile and link the driver of one pass; return its path."""
+    common = [*compiler.split(), *(f for f in setup.COMMON if f != "-O3"), "-O1", "-g", *flags]
+
+    def compile_one(item: Source) -> Path:
         path, own = item
-        target = folder / path.relative_to(ROOT / "csrc").with_suffix(".o")
+        target = folder / path.relative_to(ROOT / "csrc").with_suffix(f"{path.suffix}.o")
         depfile = target.with_suffix(".d")
         if is_stale(target, depfile):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,53 +81,54 @@ def build(name: str, flags: list[str], compiler: str, setup: ModuleType) -> Path
         return target
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(compile_one, kept))
+        objects = list(pool.map(compile_one, sources))
     driver = folder / "driver"
     subprocess.run([*compiler.split(), *flags, *objects, "-o", driver], check=True)
     return driver
 
 
-def run_under_sanitizers(compiler: str, setup: ModuleType, arguments: list[str]) -> bool:
-    """Every pass this compiler can link; returns whether all is well."""
-    usable = {name: flags for name, flags in PASSES.items() if setup.compiles(compiler, flags, link=True)}
-    for name in PASSES.keys() - usable.keys():
-        print(f"test-native: {compiler} cannot link {name}: skipped", file=sys.stderr)
-    passed = bool(usable)
-    for name, flags in usable.items():
-        print(f"== {name}", flush=True)
-        driver = build(name, flags, compiler, setup)
+def run(name: str, sources_of: SourcesOf, passes: dict[str, list[str]], arguments: list[str]) -> int:
+    """Build and run every pass of the suite ``name``; the number of the failure, 0 where all is well."""
+    setup = setup_module()
+    compiler = compiler_for(name, setup)
+    if compiler is None:
+        return 1
+    sources, defines = sources_of(compiler, setup)
+    usable = {one: flags for one, flags in passes.items() if setup.compiles(compiler, flags, link=True)}
+    for one in passes.keys() - usable.keys():
+        print(f"{name}: {compiler} cannot link {one}: skipped", file=sys.stderr)
+    failed = not usable
+    for one, flags in usable.items():
+        print(f"== {one}", flush=True)
+        driver = build(ROOT / "build" / name / one, sources, [*flags, *defines], compiler, setup)
         environment = {"UBSAN_OPTIONS": "print_stacktrace=1", **os.environ}
-        passed &= subprocess.run([driver, *arguments], env=environment, check=False).returncode == 0
-    return passed
+        failed |= subprocess.run([driver, *arguments], env=environment, check=False).returncode != 0
+    return int(failed)
 
 
-def run_on_processors(compiler: str, setup: ModuleType, arguments: list[str]) -> bool:
-    """Every processor of ``PROCESSORS``; returns whether each ran its own variants, all well."""
+def run_on_processors(arguments: list[str]) -> int:
+    """Every processor of ``PROCESSORS``; 0 where each ran its own variants, all well."""
     if shutil.which(EMULATOR) is None:
-        print(f"test-native: {EMULATOR} is not installed (Debian: qemu-user): skipped", file=sys.stderr)
-        return True
-    driver, passed = build("plain", ["-fopenmp"], compiler, setup), True
+        print(f"native-tests: {EMULATOR} is not installed (Debian: qemu-user): skipped", file=sys.stderr)
+        return 0
+    setup = setup_module()
+    compiler = compiler_for("native-tests", setup)
+    if compiler is None:
+        return 1
+    sources, defines = cpu_sources(compiler, setup)
+    driver = build(ROOT / "build" / "native-tests" / "plain", sources, ["-fopenmp", *defines], compiler, setup)
+    failed = False
     for processor, variant in PROCESSORS.items():
         print(f"== {processor}", flush=True)
         command = [EMULATOR, "-cpu", processor, driver, *arguments]
         ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         last = ran.stdout.strip().rpartition("\n")[2]
         print(last if ran.returncode == 0 else ran.stdout, flush=True)
-        passed &= ran.returncode == 0 and f"variants up to {variant}," in last
-    return passed
-
-
-def main(arguments: list[str]) -> int:
-    """Build and run what is asked for; 0 where all is well, else 1."""
-    setup = setup_module()
-    compiler = setup.find_compiler()
-    if compiler is None:
-        print("test-native: no C++ compiler found; nothing was tested", file=sys.stderr)
-        return 1
-    if arguments[:1] == ["--processors"]:
-        return int(not run_on_processors(compiler, setup, arguments[1:]))
-    return int(not run_under_sanitizers(compiler, setup, arguments))
+        failed |= ran.returncode != 0 or f"variants up to {variant}," not in last
+    return int(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    if sys.argv[1:2] == ["--processors"]:
+        sys.exit(run_on_processors(sys.argv[2:]))
+    sys.exit(run("native-tests", cpu_sources, PASSES, sys.argv[1:]))
