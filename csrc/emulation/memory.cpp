@@ -71,8 +71,8 @@ void check_guard(const Region& region, const char* guard) {
 }  // namespace
 
 Region::Region(std::string region_name, void* at, size_t size, size_t element_size, bool can_write, bool initialised)
-    : name(std::move(region_name)), begin(static_cast<char*>(at)), bytes(size), element(element_size), writable(can_write),
-      granules((size + 1) / 2) {
+    : name(std::move(region_name)), begin(static_cast<char*>(at)), bytes(size), element(element_size),
+      granule(element_size < 2 ? 1 : 2), writable(can_write), granules(size / granule) {
   for (Granule& g : granules) g.initialised = initialised;
 }
 
@@ -118,8 +118,8 @@ void touch(Region* region, const void* at, size_t bytes, Touch kind) {
   const int32_t warp = current.thread / 32;
   const Access now{current.launch, current.block, current.barrier, current.warp_barrier[size_t(warp)],
                    warp, current.thread, kind == Touch::atomic};
-  const size_t first = size_t(static_cast<const char*>(at) - region->begin) / 2;
-  for (size_t g = first; g < first + (bytes + 1) / 2; ++g) {
+  const size_t first = size_t(static_cast<const char*>(at) - region->begin) / region->granule;
+  for (size_t g = first; g < first + bytes / region->granule; ++g) {
     Granule& granule = region->granules[g];
     if (granule.in_flight && kind != Touch::async_end)
       fail("the target of a cp.async is used before a wait: " + index_of(*region, at));

@@ -19,7 +19,7 @@ struct Access {
   bool atomic = false;
 };
 
-// Two bytes, the smallest element of a kernel.
+// What is known of a piece of memory that is read and written as a whole.
 struct Granule {
   Access written, read;
   bool initialised = false;
@@ -31,6 +31,7 @@ struct Region {
   char* begin;
   size_t bytes;
   size_t element;  // bytes, for messages
+  size_t granule;  // bytes: those of the smallest element, at most two
   bool writable;
   std::vector<Granule> granules;
 
@@ -89,7 +90,7 @@ class Buffer {
   // Index of the first element that no kernel wrote, or -1.
   int64_t unwritten() const {
     for (size_t g = 0; g < region_->granules.size(); ++g)
-      if (!region_->granules[g].initialised) return int64_t(g * 2 / sizeof(T));
+      if (!region_->granules[g].initialised) return int64_t(g * region_->granule / sizeof(T));
     return -1;
   }
 

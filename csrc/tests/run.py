@@ -67,24 +67,22 @@ def cpu_sources(compiler: str, setup: ModuleType) -> tuple[list[Source], list[st
     return kept + [(path, []) for path in sorted((ROOT / "csrc" / "tests").glob("*.cpp"))], defines
 
 
-def build(folder: Path, sources: list[Source], flags: list[str], compiler: str, setup: ModuleType) -> Path:
-    """Compile and link the driver of one pass; return its path."""
+def build(target: Path, sources: list[Source], flags: list[str], compiler: str, setup: ModuleType) -> None:
+    """Compile into the folder of ``target`` and link it."""
     common = [*compiler.split(), *(f for f in setup.COMMON if f != "-O3"), "-O1", "-g", *flags]
 
     def compile_one(item: Source) -> Path:
         path, own = item
-        target = folder / path.relative_to(ROOT / "csrc").with_suffix(f"{path.suffix}.o")
-        depfile = target.with_suffix(".d")
-        if is_stale(target, depfile):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([*common, *own, "-MMD", "-MF", depfile, "-c", path, "-o", target], check=True)
-        return target
+        made = target.parent / path.relative_to(ROOT / "csrc").with_suffix(f"{path.suffix}.o")
+        depfile = made.with_suffix(".d")
+        if is_stale(made, depfile):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*common, *own, "-MMD", "-MF", depfile, "-c", path, "-o", made], check=True)
+        return made
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, sources))
-    driver = folder / "driver"
-    subprocess.run([*compiler.split(), *flags, *objects, "-o", driver], check=True)
-    return driver
+    subprocess.run([*compiler.split(), *flags, *objects, "-o", target], check=True)
 
 
 def run(name: str, sources_of: SourcesOf, passes: dict[str, list[str]], arguments: list[str]) -> int:
@@ -100,7 +98,8 @@ def run(name: str, sources_of: SourcesOf, passes: dict[str, list[str]], argument
     failed = not usable
     for one, flags in usable.items():
         print(f"== {one}", flush=True)
-        driver = build(ROOT / "build" / name / one, sources, [*flags, *defines], compiler, setup)
+        driver = ROOT / "build" / name / one / "driver"
+        build(driver, sources, [*flags, *defines], compiler, setup)
         environment = {"UBSAN_OPTIONS": "print_stacktrace=1", **os.environ}
         failed |= subprocess.run([driver, *arguments], env=environment, check=False).returncode != 0
     return int(failed)

@@ -2,7 +2,8 @@
 
     python csrc/tests/run_cuda.py [NAME]      only the tests whose name contains NAME
 
-Needs neither nvcc nor a GPU. What the emulation checks is in csrc/README.md.
+Needs neither nvcc nor a GPU. What the emulation checks is in csrc/README.md. Before that, the same kernels become a
+library with the C entries of the real one, which tests/ops/test_cuda_emulated.py loads in its place.
 """
 
 from __future__ import annotations
@@ -10,18 +11,39 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from run import ROOT, Source, run
+from run import ROOT, Source, build, run, setup_module
 
+LIBRARY = ROOT / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
 PASSES = {"emulated": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]}
+
+
+def kernel_sources() -> list[Source]:
+    """Every kernel, for the host compiler."""
+    return [(path, ["-x", "c++"]) for path in sorted((ROOT / "csrc").rglob("*.cu"))]
+
+
+def build_library() -> None:
+    """Kernels and emulation as a shared library that takes any pointer: its callers register no buffers."""
+    setup = setup_module()
+    compiler = setup.find_compiler()
+    if compiler is None:
+        return  # said by run()
+    version = (ROOT / "tunecore" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
+    defines = ["-DTUNECORE_EMULATION_LOOSE", f'-DTUNECORE_VERSION="{version}"', '-DTUNECORE_CUDA_ARCHS="0"']
+    emulation: list[Source] = [(path, []) for path in sorted((ROOT / "csrc" / "emulation").glob("*.cpp"))]
+    build(LIBRARY, kernel_sources() + emulation, [*defines, "-shared"], compiler, setup)
 
 
 def emulated_sources(compiler: str, setup: ModuleType) -> tuple[list[Source], list[str]]:
     """The emulation, every kernel, and their tests."""
-    folder = ROOT / "csrc"
-    kernels: list[Source] = [(path, ["-x", "c++"]) for path in sorted(folder.rglob("*.cu"))]
-    tests = [*sorted((folder / "emulation").glob("*.cpp")), *sorted((folder / "tests" / "cuda").glob("*.cpp"))]
-    return kernels + [(path, []) for path in (*tests, folder / "tests" / "main.cpp")], ["-Wall", "-Wextra"]
+    folder, kernels = ROOT / "csrc", kernel_sources()
+    # Looks at every access of every kernel and is no subject of the sanitizers itself.
+    emulation: list[Source] = [(folder / "emulation" / "memory.cpp", ["-O2", "-fno-sanitize=all"])]
+    emulation.append((folder / "emulation" / "emulation.cpp", []))
+    tests = [*sorted((folder / "tests" / "cuda").glob("*.cpp")), folder / "tests" / "main.cpp"]
+    return kernels + emulation + [(path, []) for path in tests], ["-Wall", "-Wextra"]
 
 
 if __name__ == "__main__":
+    build_library()
     sys.exit(run("cuda-tests", emulated_sources, PASSES, sys.argv[1:]))

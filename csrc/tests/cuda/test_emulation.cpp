@@ -124,7 +124,7 @@ __global__ void count_threads(const Histogram p) {
 }  // namespace
 
 TEST(a_right_kernel_passes) {
-  tests::in_every_order([] { CHECK(tests::has("no fault" + run_reversal(kNone), "no fault")); CHECK(run_reversal(kNone).empty()); });
+  tests::in_every_order([] { CHECK(run_reversal(kNone).empty()); });
 }
 
 TEST(every_planted_fault_is_caught_in_every_order) {
@@ -163,7 +163,7 @@ TEST(a_fault_names_kernel_block_and_thread) {
 }
 
 TEST(a_missing_wait_of_cp_async_is_caught_in_both_modes) {
-  tests::in_every_order([] {
+  tests::in_every_order_and_copy([] {
     CHECK(run_pipeline(true, true).empty());
     CHECK(tests::has(run_pipeline(false, true), "the target of a cp.async is used before a wait"));
     const std::string message = run_pipeline(true, false);

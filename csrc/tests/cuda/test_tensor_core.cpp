@@ -90,7 +90,7 @@ TEST(a_wrong_fragment_shows_in_every_order) {
 }
 
 TEST(ldmatrix_has_the_layout_of_the_manual) {
-  tests::in_every_order([] {
+  tests::in_every_order_and_copy([] {
     for (const int tiles : {1, 2, 4}) check_ldmatrix(tiles, false), check_ldmatrix(tiles, true);
   });
   const LdmatrixProbe three{nullptr, nullptr, 0, 3, 0};
