@@ -21,8 +21,8 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-cuda-emulated test-python test-plugins test-slow test-faults bench clean \
-    distclean
+.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda test-python test-plugins test-slow \
+    test-faults bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
@@ -44,7 +44,7 @@ demo: setup ## pretrain and fine-tune on text that ships with Python (minutes on
 	$(BIN)/tunecore demo $(DEMO_ARGS)
 
 # pytest comes last, so that its closing line is the last word.
-test: lint types test-native test-cuda-emulated test-plugins ## lint, types, C++ and CUDA tests, plugins, pytest
+test: lint types test-native test-cuda-emulated build-cuda-if-nvcc test-plugins ## lint, types, C++ and CUDA tests, plugins, pytest
 	@$(MAKE) --no-print-directory test-python
 
 lint: setup ## ruff
@@ -58,6 +58,12 @@ test-native: setup ## C++ tests
 
 test-cuda-emulated: setup ## tests of the CUDA kernels on the CPU: no nvcc, no GPU
 	$(BIN)/python csrc/tests/run_cuda.py
+
+build-cuda: setup ## tunecore/libtunecore_cuda.so by nvcc; CUDA_ARCHS="90" for one compute capability
+	$(BIN)/python csrc/build_cuda.py
+
+build-cuda-if-nvcc: setup
+	@$(BIN)/python csrc/build_cuda.py --if-nvcc
 
 test-python: setup ## pytest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
@@ -86,7 +92,7 @@ bench: setup ## every benchmark, each beside its peer in one run; one that fails
 
 clean: ## remove what was built
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(PLUGIN_SITE)
-	rm -f tunecore/_C*.so $(VENV)/.installed
+	rm -f tunecore/_C*.so tunecore/libtunecore_cuda.so $(VENV)/.installed
 	find tunecore tests plugins benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## remove .venv too
