@@ -21,7 +21,7 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda test-python test-plugins test-slow \
+.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-python test-plugins test-slow \
     test-faults bench clean distclean
 
 help: ## list the targets
