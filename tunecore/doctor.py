@@ -192,6 +192,7 @@ def _gpu() -> Iterator[Finding]:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         yield Finding("gpu", f"{', '.join(names)}; CUDA {torch.version.cuda}")
+        yield _cuda_library()
     elif shutil.which("nvidia-smi"):
         build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         text = f"this machine has a driver, but torch {torch.__version__} ({build}) sees no device"
@@ -199,6 +200,17 @@ def _gpu() -> Iterator[Finding]:
         yield Finding("gpu", text, "note", advice)
     else:
         yield Finding("gpu", "none; training runs on the CPU")
+
+
+def _cuda_library() -> Finding:
+    cuda = importlib.import_module("tunecore.ops._cuda")
+    info = cuda.info()
+    if not info.reason:
+        built = f"{info.version} for sm_{', sm_'.join(map(str, info.archs))}, CUDA {info.toolkit / 1000:g}"
+        return Finding("cuda kernels", f"{cuda.LIBRARY.name} {built}")
+    text = f"not in use: {info.reason}; the ops run on PyTorch there"
+    unset = f"unset {cuda.SWITCH}" if os.environ.get(cuda.SWITCH) == "1" else ""
+    return Finding("cuda kernels", text, "note", unset or "make build-cuda (in the source tree, with nvcc)")
 
 
 def _plugins() -> Iterator[Finding]:

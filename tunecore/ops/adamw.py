@@ -1,13 +1,14 @@
-"""One step of AdamW over many tensors, in one pass over memory each; the CPU's kernel, without autograd."""
+"""One step of AdamW over many tensors, in one pass over memory each, on the CPU or a GPU; without autograd."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 
 
 class AdamWTensor(NamedTuple):
@@ -35,5 +36,12 @@ def adamw_step(tensors: Iterable[AdamWTensor], *, beta1: float, beta2: float, ep
     Raises:
         NativeError: a tensor has another dtype, size or layout than :class:`AdamWTensor` says.
     """
-    arguments = [(*(_native.dl(x) for x in entry[:5]), *entry[5:]) for entry in tensors]
-    _native.core().adamw(arguments, beta1, beta2, eps, scale, _native.threads())
+    by_device: dict[torch.device, list[AdamWTensor]] = {}
+    for entry in tensors:
+        by_device.setdefault(entry.weight.device, []).append(entry)
+    for listed in by_device.values():
+        if _cuda.serves(listed[0].weight):
+            _cuda.adamw(listed, beta1, beta2, eps, scale, listed[0].weight)
+            continue
+        arguments = [(*(_native.dl(x) for x in entry[:5]), *entry[5:]) for entry in listed]
+        _native.core().adamw(arguments, beta1, beta2, eps, scale, _native.threads())

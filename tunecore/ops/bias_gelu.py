@@ -2,8 +2,8 @@
 
 Shape letters: T rows (all axes but the last), F width of the feed-forward layer.
 
-float32 and bfloat16 on the CPU run on the compiled kernel, everything else on the reference. The backward pass makes
-the sum for the bias in float32 on its way over the rows.
+float32 and bfloat16 on the CPU, and float16 too on a GPU, run on compiled kernels, everything else on the reference.
+The backward pass makes the sum for the bias in float32 on its way over the rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import NativeError
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 from tunecore.ops.reference import bias_gelu_reference
 
 
@@ -37,7 +37,7 @@ def bias_gelu(x_TF: Tensor, bias_F: Tensor | None = None, *, tanh: bool = False)
             f"bias_gelu: argument 'bias_F': wanted {x_TF.dtype} {list(x_TF.shape[-1:])}, "
             f"got {bias_F.dtype} {list(bias_F.shape)}"
         )
-    if not _native.serves(x_TF):
+    if not (_native.serves(x_TF) or _cuda.serves(x_TF)):
         return bias_gelu_reference(x_TF, bias_F, tanh=tanh)
     return _forward_op(x_TF, bias_F, tanh)
 
@@ -47,8 +47,11 @@ def _forward_op(x_TF: Tensor, bias_F: Tensor | None, tanh: bool) -> Tensor:
     x_TF = x_TF.contiguous()
     out_TF = torch.empty_like(x_TF)
     bias = None if bias_F is None else bias_F.contiguous()
-    flat = [_native.dl(x) for x in (_native.rows(x_TF), bias, _native.rows(out_TF))]
-    _native.core().bias_gelu_forward(*flat, tanh, _native.threads())
+    tensors = (_native.rows(x_TF), bias, _native.rows(out_TF))
+    if _cuda.serves(x_TF):
+        _cuda.bias_gelu_forward(*tensors, tanh)
+    else:
+        _native.core().bias_gelu_forward(*map(_native.dl, tensors), tanh, _native.threads())
     return out_TF
 
 
@@ -67,7 +70,10 @@ def _backward_op(
     dbias_F = x_TF.new_empty(x_TF.shape[-1] if want_dbias else 0, dtype=torch.float32)
     bias = None if bias_F is None else bias_F.contiguous()
     inputs = (_native.rows(dout_TF), _native.rows(x_TF), bias, _native.rows(dx_TF), dbias_F if want_dbias else None)
-    _native.core().bias_gelu_backward(*map(_native.dl, inputs), tanh, _native.threads())
+    if _cuda.serves(x_TF):
+        _cuda.bias_gelu_backward(*inputs, tanh)
+    else:
+        _native.core().bias_gelu_backward(*map(_native.dl, inputs), tanh, _native.threads())
     return dx_TF, dbias_F
 
 

@@ -3,7 +3,7 @@
 Shape letters: N rows with a target (M after ignored rows are dropped), C rows of one chunk, E hidden width,
 V vocabulary.
 
-The large products go into reused buffers; between them the native core turns a chunk of logits into its gradient in
+The large products go into reused buffers; between them a kernel turns a chunk of logits into its gradient in
 one pass (in-place gradient of a fused linear + cross-entropy, made in the forward pass: Hsu et al. 2024,
 arXiv 2410.10989). Memory beyond inputs, outputs and gradients is one chunk, flat in N.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError, NativeError
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 from tunecore.ops.linear import matmul_into
 from tunecore.types import LossSum
 
@@ -199,6 +199,7 @@ class _Sums:
         wide = _accumulator_dtype(hidden_ME.dtype)
         if hidden_ME.device.type == "cpu" and hidden_ME.dtype in _NATIVE_DTYPES:
             self.native = _native.load()
+        self.cuda = _cuda.serves(hidden_ME)
         self.bias_V = None if bias_V is None else bias_V.to(wide).contiguous()
         self.total = torch.zeros((), dtype=torch.float64, device=hidden_ME.device)
         self.correct = torch.zeros((), dtype=torch.int64, device=hidden_ME.device)
@@ -219,7 +220,10 @@ class _Sums:
         gradient = self.want_dhidden or self.want_dweight or self.want_dbias
         logits_CV = _workspace("logits", rows, self.weight_VE.shape[0], hidden_CE)
         matmul_into(logits_CV, hidden_CE, self.weight_VE.t())
-        if self.native is not None:
+        if self.cuda:
+            options = (label_smoothing, z_loss, gradient)
+            loss, correct = _cuda.masked_lm_loss(logits_CV, self.bias_V, labels_C, *options)
+        elif self.native is not None:
             loss, correct = self.native.masked_lm_loss(
                 _native.dl(logits_CV), _native.dl(self.bias_V), _native.dl(labels_C),
                 label_smoothing, z_loss, gradient, _native.threads(),
@@ -257,7 +261,7 @@ class _Sums:
 def _softmax_chunk(
     logits_CV: Tensor, bias_V: Tensor | None, labels_C: Tensor, label_smoothing: float, z_loss: float, gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """What the native pass does, by torch: float64, CUDA, float16, or no compiled core."""
+    """What the native pass does, by torch: for float64, for float16 on the CPU, and where there are no kernels."""
     z_CV = logits_CV.to(_accumulator_dtype(logits_CV.dtype))
     if bias_V is not None:
         z_CV = z_CV + bias_V

@@ -2,9 +2,9 @@
 
 Shape letters: T rows (all axes but the last), E hidden width.
 
-float32 and bfloat16 on the CPU run on the compiled kernel, everything else on the reference. Kept for the backward
-pass are the normalised sum, its mean and deviation; dropout's mask is drawn again. The sums for weight and biases are
-float32 (torch's bfloat16 backward on the CPU is 2 to 4 % off there).
+float32 and bfloat16 on the CPU, and float16 too on a GPU, run on compiled kernels, everything else on the reference.
+Kept for the backward pass are the normalised sum, its mean and deviation; dropout's mask is drawn again. The sums for
+weight and biases are float32 (torch's bfloat16 backward on the CPU is 2 to 4 % off there).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 from tunecore.ops.dropout import kernel_words
 from tunecore.ops.reference import dropout_threshold, residual_norm_reference
 
@@ -74,7 +74,8 @@ def residual_norm(
     if dropout is not None and not (dropout.p >= 0.0 and dropout_threshold(dropout.p) < 65536):
         raise ConfigError(f"residual_norm: dropout p={dropout.p} is not in [0, 1)")
     p, key, site = dropout if dropout is not None else (0.0, None, 0)
-    if not _native.serves(x_TE) or (dropout_threshold(p) and x_TE.shape[-1] % 8):
+    served = _native.serves(x_TE) or _cuda.serves_norm(x_TE)
+    if not served or (dropout_threshold(p) and x_TE.shape[-1] % 8):
         return residual_norm_reference(
             x_TE, weight_E, bias_E, eps=eps, residual_TE=residual_TE, input_bias_E=input_bias_E, dropout=dropout,
             centred=centred,
@@ -105,10 +106,13 @@ def _forward_op(
     stats = x_TE.new_empty((x.shape[0], 2), dtype=torch.float32)
     residual = None if residual_TE is None else _native.rows(residual_TE.contiguous())
     small = [None if t is None else t.contiguous() for t in (input_bias_E, weight_E, bias_E)]
+    tensors: tuple[Any, ...]
     tensors = (None if plain else x, residual, small[0], x if plain else z, small[1], small[2], _native.rows(out_TE))
-    _native.core().residual_norm_forward(
-        *map(_native.dl, (*tensors, stats)), eps, centred, *_draw(p, key, site), _native.threads()
-    )
+    options = (eps, centred, *_draw(p, key, site))
+    if _cuda.serves(x):
+        _cuda.residual_norm_forward(*tensors, stats, *options)
+    else:
+        _native.core().residual_norm_forward(*map(_native.dl, (*tensors, stats)), *options, _native.threads())
     return out_TE, z.view(x_TE.shape) if not plain else z, stats
 
 
@@ -139,9 +143,11 @@ def _backward_op(
         _native.rows(dy_TE.contiguous()), z, bias, weight_E.contiguous(), stats_T2, _native.rows(dz_TE),
         _native.rows(dx_TE) if dropped else None, sums,
     )  # fmt: skip
-    _native.core().residual_norm_backward(
-        *map(_native.dl, tensors), centred, *_draw(p, key, site), _native.threads()
-    )
+    options = (centred, *_draw(p, key, site))
+    if _cuda.serves(z):
+        _cuda.residual_norm_backward(*tensors, *options)
+    else:
+        _native.core().residual_norm_backward(*map(_native.dl, tensors), *options, _native.threads())
     return dz_TE, dx_TE, sums
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 from tunecore.ops.adamw import AdamWTensor, adamw_step
 
 
@@ -25,7 +25,7 @@ class KernelAdamW(torch.optim.AdamW):
             weights: master -> the bfloat16 weight that follows it; masters that are weights themselves are left out.
 
         Returns: whether it was done. If not, nothing was changed: a tensor is on another device or of another dtype,
-        or there is no compiled core.
+        or there are no kernels for it.
         """
         moved = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if not all(self._served(p, weights.get(p)) for params in moved for p in params):
@@ -36,7 +36,8 @@ class KernelAdamW(torch.optim.AdamW):
         return True
 
     def _served(self, master: Tensor, weight: Tensor | None) -> bool:
-        if not _native.serves(master) or master.dtype != torch.float32 or not master.is_contiguous():
+        served = _native.serves(master) or _cuda.serves(master)
+        if not served or master.dtype != torch.float32 or not master.is_contiguous():
             return False
         assert master.grad is not None
         if master.grad.dtype != torch.float32 or master.grad.layout != torch.strided:

@@ -1,0 +1,173 @@
+"""The ops' CUDA faces over the emulated kernels: the same C entries and structures, on tensors of the CPU.
+
+The library is made by ``make test-cuda-emulated``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunecore.errors import NativeError
+from tunecore.ops import NormDropout, _cuda, _native, bias_gelu, masked_lm_loss, residual_norm
+from tunecore.ops.adamw import AdamWTensor, adamw_step
+from tunecore.ops.reference import bias_gelu_reference, masked_lm_loss_reference, residual_norm_reference
+
+LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="no emulated kernels: make test-cuda-emulated")
+
+
+@pytest.fixture
+def emulated(fresh_environment, tmp_path):
+    """Ops on CPU tensors go to the emulated kernels; a list of the entries that ran."""
+    # A path of its own for each test: a library that is loaded already would not be read again.
+    library, info = _cuda.open_library(Path(shutil.copy(LIBRARY, tmp_path / "libtunecore_cuda.so")))
+    assert info.reason == ""
+    calls = []
+    call = _cuda._call
+
+    def counted(entry, params, like):
+        calls.append(entry)
+        call(entry, params, like)
+
+    for name, value in (("_library", library), ("_ready", True), ("_DEVICES", ("cpu",)), ("_call", counted)):
+        fresh_environment.setattr(_cuda, name, value)
+    fresh_environment.setattr(_native, "serves", lambda x: False)
+    return calls
+
+
+def gradients(function, *inputs):
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    out = function(*leaves)
+    out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape).to(out.dtype))
+    return [out.detach(), *(x.grad for x in leaves)]
+
+
+def assert_close(ours, wanted, dtype):
+    for got, right in zip(ours, wanted, strict=True):
+        assert got.dtype == dtype
+        assert (got.double() - right).norm() <= TOLERANCE[dtype] * (1e-6 + right.norm())
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("tanh", [False, True])
+def test_bias_gelu(emulated, dtype, tanh):
+    torch.manual_seed(0)
+    x, bias = (2 * torch.randn(2, 3, 37)).to(dtype), torch.randn(37).to(dtype)
+    ours = gradients(lambda a, b: bias_gelu(a, b, tanh=tanh), x, bias)
+    wanted = gradients(lambda a, b: bias_gelu_reference(a, b, tanh=tanh), x.double(), bias.double())
+    assert_close(ours, wanted, dtype)
+    assert emulated == ["bias_gelu_forward", "bias_gelu_backward"]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("centred", [True, False])
+def test_residual_norm_draws_the_same_dropout_as_the_reference(emulated, dtype, centred):
+    torch.manual_seed(1)
+    x, residual, dropped = (
+        torch.randn(5, 24).to(dtype),
+        torch.randn(5, 24).to(dtype),
+        NormDropout(0.3, torch.tensor(77), 4),
+    )
+    small = [torch.randn(24).to(dtype) for _ in range(3)]
+
+    def run(op, *tensors):
+        def both(x, residual, input_bias, weight, bias):
+            return op(
+                x,
+                weight,
+                bias,
+                eps=1e-5,
+                residual_TE=residual,
+                input_bias_E=input_bias,
+                dropout=dropped,
+                centred=centred,
+            )
+
+        return gradients(both, *tensors)
+
+    ours = run(residual_norm, x, residual, *small)
+    wanted = run(residual_norm_reference, *(t.double() for t in (x, residual, *small)))
+    assert_close(ours, wanted, dtype)
+    assert emulated == ["residual_norm_forward", "residual_norm_backward"]
+
+
+def test_a_plain_norm_and_no_rows(emulated):
+    x, weight = torch.randn(3, 40), torch.randn(40)
+    ours = gradients(lambda a, w: residual_norm(a, w, eps=1e-6, centred=False), x, weight)
+    wanted = gradients(
+        lambda a, w: residual_norm_reference(a, w, None, eps=1e-6, centred=False), x.double(), weight.double()
+    )
+    assert_close(ours, wanted, torch.float32)
+    none = gradients(lambda a, w: residual_norm(a, w, eps=1e-6), torch.randn(0, 40), weight)
+    assert none[0].shape == (0, 40)
+    assert not none[2].any()
+    none = gradients(bias_gelu, torch.randn(0, 8), torch.randn(8))
+    assert not none[2].any()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_masked_lm_loss(emulated, dtype):
+    torch.manual_seed(2)
+    hidden, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((9, 16), (101, 16), (101,)))
+    targets = torch.randint(101, (9,))
+    targets[3] = -100
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3}
+
+    def summed(op):
+        def total(h, w, b):
+            out = op(h, w, b, targets, **options)
+            found.append((int(out[1]), int(out[2])))
+            return out[0]
+
+        return total
+
+    found = []
+    ours = gradients(summed(masked_lm_loss), hidden, weight, bias)
+    wanted = gradients(summed(masked_lm_loss_reference), hidden.double(), weight.double(), bias.double())
+    assert found[0] == found[1]
+    assert emulated == ["masked_lm_loss"]
+    assert abs(ours[0].double() - wanted[0]) <= 3 * TOLERANCE[dtype] * abs(wanted[0])
+    assert_close(ours[1:], wanted[1:], dtype)
+
+
+def test_masked_lm_loss_of_static_shape_leaves_rows_out(emulated):
+    logits, targets = torch.randn(3, 11), torch.tensor([4, -100, 0])
+    wanted = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+    loss, correct = _cuda.masked_lm_loss(logits, None, targets, 0.0, 0.0, True)
+    assert torch.allclose(loss, wanted)
+    assert int(correct) <= 2
+    assert not logits[1].any()
+
+
+def test_adamw(emulated):
+    def entries(seed):
+        torch.manual_seed(seed)
+        for count, rounds in ((5, True), (4097, False), (0, False)):
+            tensors = [torch.randn(count) for _ in range(4)]
+            rounded = torch.zeros(count, dtype=torch.bfloat16) if rounds else None
+            yield AdamWTensor(*tensors[:3], tensors[3].square(), rounded, keep=0.99, step_size=0.02, root=1.2)
+
+    ours, same = list(entries(3)), list(entries(3))
+    adamw_step(ours, beta1=0.9, beta2=0.999, eps=1e-8, scale=0.5)
+    assert emulated == ["adamw"]
+    for got, old in zip(ours, same, strict=True):
+        gradient = 0.5 * old.gradient.double()
+        mean = 0.9 * old.mean.double() + 0.1 * gradient
+        square = 0.999 * old.square.double() + 0.001 * gradient.square()
+        weight = 0.99 * old.weight.double() - 0.02 * mean / (square.sqrt() * 1.2 + 1e-8)
+        assert torch.allclose(got.weight.double(), weight, atol=1e-6)
+        assert torch.allclose(got.mean.double(), mean, atol=1e-6)
+        assert torch.allclose(got.square.double(), square, atol=1e-6)
+        if got.rounded is not None:
+            assert torch.equal(got.rounded, got.weight.to(torch.bfloat16))
+
+
+def test_a_fault_of_a_kernel_is_an_error_with_a_way_out(emulated):
+    params = _cuda.ResidualNorm(width=9000, rows=1)
+    with pytest.raises(NativeError, match=r"residual_norm_forward failed: .*8192 elements.*\n.*TUNECORE_NO_CUDA=1"):
+        _cuda._call("residual_norm_forward", params, torch.zeros(1))
