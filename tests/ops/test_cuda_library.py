@@ -54,7 +54,7 @@ def test_the_library_loads_without_a_driver_and_says_what_it_is(built):
 
 
 def test_another_version_or_layout_is_not_used(built, monkeypatch):
-    monkeypatch.setattr(_cuda, "__version__", "9.9")
+    monkeypatch.setattr(_cuda, "VERSION", "9.9")
     library, info = _cuda.open_library(_cuda.LIBRARY)
     assert library is None
     assert f"was built from tunecore {__version__}, this is 9.9" in info.reason

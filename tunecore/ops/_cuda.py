@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterable
 from ctypes import Structure, c_bool, c_char_p, c_float, c_int32, c_int64, c_uint32, c_uint64, c_void_p
@@ -18,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunecore import __version__
 from tunecore.errors import NativeError
 
 LIBRARY = Path(__file__).parents[1] / "libtunecore_cuda.so"
 SWITCH = "TUNECORE_NO_CUDA"
+VERSION: str = sys.modules["tunecore"].__version__  # the package above loads the ops: an import would be a cycle
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """What the elementwise kernels take, and their number in the library."""
 _DEVICES = ("cuda",)
@@ -128,8 +129,8 @@ def open_library(path: Path) -> tuple[ctypes.CDLL | None, CudaInfo]:
     archs = tuple(int(arch) for arch in library.tunecore_cuda_archs().decode().split())
     version, toolkit = library.tunecore_cuda_version().decode(), int(library.tunecore_cuda_toolkit())
     reason = ""
-    if version != __version__:
-        reason = f"{path.name} was built from tunecore {version}, this is {__version__}; run `make build-cuda` again"
+    if version != VERSION:
+        reason = f"{path.name} was built from tunecore {version}, this is {VERSION}; run `make build-cuda` again"
     for name, layout in LAYOUTS.items():
         if library.tunecore_cuda_layout(name.encode()) != ctypes.sizeof(layout):
             reason = reason or f"{path.name} has another layout of {name}; run `make build-cuda` again"

@@ -105,9 +105,10 @@ def _forward_op(
     z = x_TE.new_empty(0) if plain else torch.empty_like(x)
     stats = x_TE.new_empty((x.shape[0], 2), dtype=torch.float32)
     residual = None if residual_TE is None else _native.rows(residual_TE.contiguous())
-    small = [None if t is None else t.contiguous() for t in (input_bias_E, weight_E, bias_E)]
-    tensors: tuple[Any, ...]
-    tensors = (None if plain else x, residual, small[0], x if plain else z, small[1], small[2], _native.rows(out_TE))
+    input_bias, bias = (None if t is None else t.contiguous() for t in (input_bias_E, bias_E))
+    tensors = (
+        None if plain else x, residual, input_bias, x if plain else z, weight_E.contiguous(), bias, _native.rows(out_TE)
+    )  # fmt: skip
     options = (eps, centred, *_draw(p, key, site))
     if _cuda.serves(x):
         _cuda.residual_norm_forward(*tensors, stats, *options)
