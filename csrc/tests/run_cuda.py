@@ -3,7 +3,7 @@
     python csrc/tests/run_cuda.py [NAME]      only the tests whose name contains NAME
 
 Needs neither nvcc nor a GPU. What the emulation checks is in csrc/README.md. Before that, the same kernels become a
-library with the C entries of the real one, which tests/ops/test_cuda_emulated.py loads in its place.
+library with the C entries of the real one, which tests/ops/test_cuda_kernels.py loads in its place.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The ops' CUDA faces over the emulated kernels: the same C entries and structures, on tensors of the CPU.
-
-The library is made by ``make test-cuda-emulated``.
+"""The ops on CUDA kernels: on a GPU where there is one, and everywhere over the emulated kernels, whose library has the
+same C entries and takes tensors of the CPU (made by ``make test-cuda-emulated``).
 """
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 from pathlib import Path
 
@@ -18,26 +18,32 @@ from tunecore.ops.reference import bias_gelu_reference, masked_lm_loss_reference
 
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason="no emulated kernels: make test-cuda-emulated")
 
 
-@pytest.fixture
-def emulated(fresh_environment, tmp_path):
-    """Ops on CPU tensors go to the emulated kernels; a list of the entries that ran."""
-    # A path of its own for each test: a library that is loaded already would not be read again.
-    library, info = _cuda.open_library(Path(shutil.copy(LIBRARY, tmp_path / "libtunecore_cuda.so")))
-    assert info.reason == ""
-    calls = []
-    call = _cuda._call
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def calls(request, fresh_environment, tmp_path):
+    """Ops on tensors of the default device go to the CUDA kernels; a list of the entries that ran."""
+    device = "cpu" if request.param == "emulated" else "cuda"
+    if device == "cuda" and _cuda.load() is None:
+        pytest.skip("no libtunecore_cuda.so: make build-cuda (needs nvcc)")
+    if device == "cpu":
+        if not LIBRARY.exists():
+            pytest.skip("no emulated kernels: make test-cuda-emulated")
+        # A path of its own for each test: a library that is loaded already would not be read again.
+        library, info = _cuda.open_library(Path(shutil.copy(LIBRARY, tmp_path / "libtunecore_cuda.so")))
+        assert info.reason == ""
+        for name, value in (("_library", library), ("_ready", True), ("_DEVICES", ("cpu",))):
+            fresh_environment.setattr(_cuda, name, value)
+        fresh_environment.setattr(_native, "serves", lambda x: False)
+    ran, call = [], _cuda._call
 
-    def counted(entry, params, like):
-        calls.append(entry)
+    def noted(entry, params, like):
+        ran.append(entry)
         call(entry, params, like)
 
-    for name, value in (("_library", library), ("_ready", True), ("_DEVICES", ("cpu",)), ("_call", counted)):
-        fresh_environment.setattr(_cuda, name, value)
-    fresh_environment.setattr(_native, "serves", lambda x: False)
-    return calls
+    fresh_environment.setattr(_cuda, "_call", noted)
+    with torch.device(device):
+        yield ran
 
 
 def gradients(function, *inputs):
@@ -55,18 +61,18 @@ def assert_close(ours, wanted, dtype):
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("tanh", [False, True])
-def test_bias_gelu(emulated, dtype, tanh):
+def test_bias_gelu(calls, dtype, tanh):
     torch.manual_seed(0)
     x, bias = (2 * torch.randn(2, 3, 37)).to(dtype), torch.randn(37).to(dtype)
     ours = gradients(lambda a, b: bias_gelu(a, b, tanh=tanh), x, bias)
     wanted = gradients(lambda a, b: bias_gelu_reference(a, b, tanh=tanh), x.double(), bias.double())
     assert_close(ours, wanted, dtype)
-    assert emulated == ["bias_gelu_forward", "bias_gelu_backward"]
+    assert calls == ["bias_gelu_forward", "bias_gelu_backward"]
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("centred", [True, False])
-def test_residual_norm_draws_the_same_dropout_as_the_reference(emulated, dtype, centred):
+def test_residual_norm_draws_the_same_dropout_as_the_reference(calls, dtype, centred):
     torch.manual_seed(1)
     x, residual, dropped = (
         torch.randn(5, 24).to(dtype),
@@ -93,10 +99,10 @@ def test_residual_norm_draws_the_same_dropout_as_the_reference(emulated, dtype, 
     ours = run(residual_norm, x, residual, *small)
     wanted = run(residual_norm_reference, *(t.double() for t in (x, residual, *small)))
     assert_close(ours, wanted, dtype)
-    assert emulated == ["residual_norm_forward", "residual_norm_backward"]
+    assert calls == ["residual_norm_forward", "residual_norm_backward"]
 
 
-def test_a_plain_norm_and_no_rows(emulated):
+def test_a_plain_norm_and_no_rows(calls):
     x, weight = torch.randn(3, 40), torch.randn(40)
     ours = gradients(lambda a, w: residual_norm(a, w, eps=1e-6, centred=False), x, weight)
     wanted = gradients(
@@ -111,7 +117,7 @@ def test_a_plain_norm_and_no_rows(emulated):
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_masked_lm_loss(emulated, dtype):
+def test_masked_lm_loss(calls, dtype):
     torch.manual_seed(2)
     hidden, weight, bias = (torch.randn(*shape).to(dtype) for shape in ((9, 16), (101, 16), (101,)))
     targets = torch.randint(101, (9,))
@@ -130,12 +136,12 @@ def test_masked_lm_loss(emulated, dtype):
     ours = gradients(summed(masked_lm_loss), hidden, weight, bias)
     wanted = gradients(summed(masked_lm_loss_reference), hidden.double(), weight.double(), bias.double())
     assert found[0] == found[1]
-    assert emulated == ["masked_lm_loss"]
+    assert calls == ["masked_lm_loss"]
     assert abs(ours[0].double() - wanted[0]) <= 3 * TOLERANCE[dtype] * abs(wanted[0])
     assert_close(ours[1:], wanted[1:], dtype)
 
 
-def test_masked_lm_loss_of_static_shape_leaves_rows_out(emulated):
+def test_masked_lm_loss_of_static_shape_leaves_rows_out(calls):
     logits, targets = torch.randn(3, 11), torch.tensor([4, -100, 0])
     wanted = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
     loss, correct = _cuda.masked_lm_loss(logits, None, targets, 0.0, 0.0, True)
@@ -144,7 +150,7 @@ def test_masked_lm_loss_of_static_shape_leaves_rows_out(emulated):
     assert not logits[1].any()
 
 
-def test_adamw(emulated):
+def test_adamw(calls):
     def entries(seed):
         torch.manual_seed(seed)
         for count, rounds in ((5, True), (4097, False), (0, False)):
@@ -154,7 +160,7 @@ def test_adamw(emulated):
 
     ours, same = list(entries(3)), list(entries(3))
     adamw_step(ours, beta1=0.9, beta2=0.999, eps=1e-8, scale=0.5)
-    assert emulated == ["adamw"]
+    assert calls == ["adamw"]
     for got, old in zip(ours, same, strict=True):
         gradient = 0.5 * old.gradient.double()
         mean = 0.9 * old.mean.double() + 0.1 * gradient
@@ -167,7 +173,68 @@ def test_adamw(emulated):
             assert torch.equal(got.rounded, got.weight.to(torch.bfloat16))
 
 
-def test_a_fault_of_a_kernel_is_an_error_with_a_way_out(emulated):
+def test_a_fault_of_a_kernel_is_an_error_with_a_way_out(calls):
     params = _cuda.ResidualNorm(width=9000, rows=1)
     with pytest.raises(NativeError, match=r"residual_norm_forward failed: .*8192 elements.*\n.*TUNECORE_NO_CUDA=1"):
         _cuda._call("residual_norm_forward", params, torch.zeros(1))
+
+
+class MmaProbe(ctypes.Structure):
+    _fields_ = [("a", ctypes.c_void_p), ("b", ctypes.c_void_p), ("d", ctypes.c_void_p), ("device", ctypes.c_int32),
+                ("dtype", ctypes.c_int32)]  # fmt: skip
+
+
+class LdmatrixProbe(ctypes.Structure):
+    _fields_ = [("rows", ctypes.c_void_p), ("r", ctypes.c_void_p), ("device", ctypes.c_int32),
+                ("tiles", ctypes.c_int32), ("transposed", ctypes.c_int32)]  # fmt: skip
+
+
+@pytest.fixture
+def probe(calls):
+    """``probe(entry, params, like)`` for an entry that only tests call."""
+
+    def run(entry, params, like):
+        function = getattr(_cuda._library, f"tunecore_cuda_{entry}")
+        function.restype, function.argtypes = ctypes.c_char_p, [ctypes.c_void_p, ctypes.c_void_p]
+        _cuda._call(entry, params, like)
+
+    return run
+
+
+def registers(tile, places):
+    """The 32-bit registers [lane, register] that hold a tile of 16-bit numbers by ``places(row, column)``."""
+    count = 1 + max(places(i, j)[1] for i in range(tile.shape[0]) for j in range(tile.shape[1]))
+    halves = torch.zeros(32, count, 2, dtype=torch.int16)
+    bits = tile.view(torch.int16)
+    for i in range(tile.shape[0]):
+        for j in range(tile.shape[1]):
+            lane, register, half = places(i, j)
+            halves[lane, register, half] = bits[i, j]
+    return halves.view(torch.int32).contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mma_has_the_layout_of_the_manual(probe, dtype):
+    """Every element of A and B has a value of its own row and column, so a wrong place shows in the product."""
+    a = (torch.arange(16)[:, None] * 3 - torch.arange(16) * 5).to(dtype)
+    b = (torch.arange(16)[:, None] * 7 - torch.arange(8) * 11).to(dtype)
+    a_regs = registers(a, lambda i, k: (i % 8 * 4 + k % 8 // 2, i // 8 + k // 8 * 2, k % 2))
+    b_regs = registers(b, lambda k, j: (j * 4 + k % 8 // 2, k // 8, k % 2))
+    d = torch.zeros(32, 4)
+    params = MmaProbe(a_regs.data_ptr(), b_regs.data_ptr(), d.data_ptr(), dtype=_cuda.DTYPES[dtype])
+    probe("probe_mma", params, d)
+    wanted = a.float() @ b.float()
+    for i in range(16):
+        for j in range(8):
+            assert d[i % 8 * 4 + j // 2, i // 8 * 2 + j % 2] == wanted[i, j], (i, j)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("tiles", [1, 2, 4])
+def test_ldmatrix_has_the_layout_of_the_manual(probe, tiles, transposed):
+    rows = torch.arange(256, dtype=torch.int16).view(4, 8, 8)
+    r = torch.zeros(32, tiles, dtype=torch.int32)
+    params = LdmatrixProbe(rows.data_ptr(), r.data_ptr(), tiles=tiles, transposed=transposed)
+    probe("probe_ldmatrix", params, rows)
+    wanted = (rows.mT if transposed else rows)[:tiles].reshape(tiles, 32, 2).transpose(0, 1)
+    assert torch.equal(r.view(torch.int16).view(32, tiles, 2), wanted)
