@@ -50,7 +50,7 @@ TEST(cuda_adamw_matches_double) {
     tests::Numbers numbers(13);
     std::vector<Tensor> tensors;
     for (size_t count : {0, 1, 7, 33, 4100}) tensors.emplace_back(numbers, count, count % 2, count != 7);
-    for (int i = 0; i < 60; ++i) tensors.emplace_back(numbers, size_t(i % 3), 0, i % 2);
+    for (int i = 0; i < 90; ++i) tensors.emplace_back(numbers, size_t(i % 3), 0, i % 2);
     std::vector<AdamWTensor> list;
     for (const Tensor& t : tensors) list.push_back(t.parameters());
     const AdamWCuda c{list.data(), int64_t(list.size()), {0.999f, 0.1f, 0.001f, 1e-8f, 0.7f}, 0};
