@@ -21,8 +21,8 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-python test-plugins test-slow \
-    test-faults bench clean distclean
+.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-python \
+    test-plugins test-slow test-faults bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16

@@ -124,10 +124,10 @@ def test_a_corpus_of_which_nothing_is_left_counts_what_went(pretrain, case):
         pretrain(EMPTY[case], min_chars=10)
 
 
-def test_a_corpus_of_one_token_is_trained_on_or_named(pretrain):
+def test_a_corpus_of_one_token_is_trained_on_or_named(pretrain, tmp_path):
     assert pretrain(["a"]).steps == 2
     with pytest.raises(DataError, match="one token; none can be held out"):
-        pretrain(["a"], eval_fraction=0.5, output_dir="another")
+        pretrain(["a"], eval_fraction=0.5, output_dir=tmp_path / "another")
 
 
 def damaged(change):
