@@ -78,7 +78,7 @@ test-plugins: setup ## install each package of plugins/ as a stranger would, and
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
-test-faults: setup ## every fault on real runs, then a table (20 minutes; TUNECORE_FAULTS_SCALE=10 for a night)
+test-faults: setup ## every fault on real runs, then a table (half an hour or more; TUNECORE_FAULTS_SCALE=10 for a night)
 	@mkdir -p build && rm -f build/faults.jsonl
 	$(BIN)/python csrc/tests/run.py --processors
 	TUNECORE_FAULTS_RECORD=$(CURDIR)/build/faults.jsonl $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m faults $(PYTEST_ARGS); \

@@ -1,7 +1,6 @@
 // Runs every TEST, or those whose name contains the first argument. Exit code 1 where one fails.
 #include <cstring>
 
-#include "../common/cpu/capability.h"
 #include "check.h"
 
 int main(int argc, char** argv) {
@@ -14,7 +13,6 @@ int main(int argc, char** argv) {
     test.body();
     ++run;
   }
-  std::printf("%d tests of variants up to %s, %d failed checks\n", run,
-              tunecore::name_of(tunecore::detected_capability()), failures());
+  std::printf("%d tests, %d failed checks\n", run, failures());
   return failures() == 0 && run > 0 ? 0 : 1;
 }

@@ -37,6 +37,11 @@ constexpr dlpack::DataType kF32{dlpack::kFloat, 32, 1};
 }  // namespace
 
 // The known answers of the Random123 distribution (kat_vectors, philox4x32 with 10 rounds).
+TEST(capability_is_detected) {
+  std::printf("the best variant here is %s\n", name_of(detected_capability()));
+  CHECK(detected_capability() >= Capability::baseline);
+}
+
 TEST(philox_known_answers) {
   CHECK(same(philox4x32_10(0, 0, 0, 0, 0, 0), 0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8));
   const uint32_t f = 0xffffffffu;
