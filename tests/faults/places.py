@@ -74,7 +74,7 @@ def come_by(act: Callable[[str], None]) -> None:
     at(tunecore.session.Session, "write", lambda *_: "writing a model")
     at(tunecore.data.loader.StepLoader, "step", lambda _, step: f"loading {step}")
     at(tunecore.runner, "with_test", lambda *_: "finishing")
-    at(tunecore.checkpoint, "_sync", _saving)
+    at(tunecore.checkpoint, "sync", _saving)
     batches_of = tunecore.runner.eval_batches
 
     def eval_batches(*arguments: Any, **options: Any) -> Any:

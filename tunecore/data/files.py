@@ -30,6 +30,7 @@ DEFAULT_SUFFIXES = (
 )  # fmt: skip
 LONGEST_LINE = 1 << 30
 MOST_WHOLE = 4 << 30
+_PIECE = 1 << 20
 """Bytes, unpacked: a small archive of an endless line must not fill the memory."""
 _GLOB_CHARACTERS = frozenset("*?[")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -180,13 +181,15 @@ def read_whole(path: str, stream: IO[bytes]) -> bytes:
     Raises:
         DataError: there are more than ``MOST_WHOLE``.
     """
-    content = stream.read(MOST_WHOLE + 1)
-    if len(content) > MOST_WHOLE:
-        raise DataError(
-            f"{path}: longer than {MOST_WHOLE >> 20} MiB, and this kind of file is read whole",
-            hint="Write it as jsonl, which is read row by row, or unpack it.",
-        )
-    return content
+    content = bytearray()
+    while piece := stream.read(_PIECE):  # one read of the most would set that much memory aside for any file
+        content += piece
+        if len(content) > MOST_WHOLE:
+            raise DataError(
+                f"{path}: longer than {MOST_WHOLE >> 20} MiB, and this kind of file is read whole",
+                hint="Write it as jsonl, which is read row by row, or unpack it.",
+            )
+    return bytes(content)
 
 
 @contextmanager
