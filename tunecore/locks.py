@@ -165,7 +165,7 @@ class RunLock:
     def _take(self, waiting: Callable[[str], None] | None) -> bool:
         """Take the lock between processes; False where there is no such thing."""
         try:
-            if fcntl is None:
+            if not has_locks():
                 raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
             if not self._lock.acquire(wait=False):
                 holder = self._holder()

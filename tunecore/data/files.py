@@ -30,8 +30,9 @@ DEFAULT_SUFFIXES = (
 )  # fmt: skip
 LONGEST_LINE = 1 << 30
 MOST_WHOLE = 4 << 30
-_PIECE = 1 << 20
 """Bytes, unpacked: a small archive of an endless line must not fill the memory."""
+_PIECE = 1 << 20
+"""Bytes of one read of a file that is read whole."""
 _GLOB_CHARACTERS = frozenset("*?[")
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
 

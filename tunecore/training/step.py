@@ -23,6 +23,7 @@ from tunecore.types import LossSum, PackedBatch
 if TYPE_CHECKING:
     from tunecore.data.loader import StepBatches
 
+
 def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     """Make step ``run.step`` and return its metrics, of all ranks.
 
