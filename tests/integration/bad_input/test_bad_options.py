@@ -79,14 +79,19 @@ FILES = {
 }
 
 
+def assert_told(answer, message):
+    """One line of stderr and exit code 2."""
+    code, told = answer
+    assert code == 2, told
+    assert "Traceback" not in told
+    assert re.search(message, told, re.DOTALL), told
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_a_run_file_that_is_wrong_is_told_in_one_line(command, tmp_path, case):
     content, message = FILES[case]
     (tmp_path / "run.yaml").write_bytes(content.encode())
-    code, told = command("run", str(tmp_path / "run.yaml"))
-    assert code == 2
-    assert "Traceback" not in told
-    assert re.search(message, told, re.DOTALL), told
+    assert_told(command("run", str(tmp_path / "run.yaml")), message)
 
 
 OPTIONS = {
@@ -148,7 +153,4 @@ def test_an_option_that_cannot_be_is_told_in_one_line(command, tmp_path, tokeniz
     path = tmp_path / "run.yaml"
     path.write_text(RUN.format(folder=tmp_path, tokenizer=tokenizer_dir, text=text_file))
     given = option.replace("{text}", str(text_file)).replace("{{", "{").replace("}}", "}")
-    code, told = command("run", str(path), "--set", given, *(f"--set={one}" for one in more))
-    assert code == 2, told
-    assert "Traceback" not in told
-    assert re.search(message, told, re.DOTALL), told
+    assert_told(command("run", str(path), "--set", given, *(f"--set={one}" for one in more)), message)
