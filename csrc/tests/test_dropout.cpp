@@ -1,21 +1,12 @@
 // Dropout of every variant against Philox drawn one element after another.
-#include "../common/philox.h"
 #include "../dropout/dropout_cpu.h"
 #include "bf16.h"
 #include "check.h"
+#include "dropout_words.h"
 #include "variants.h"
 
 using namespace tunecore;
-
-namespace {
-
-bool kept(const DropoutParams& p, int64_t n) {
-  const Philox4 r = philox4x32_10(philox_site_key(p.rng_key, p.site), uint32_t(p.rng_key >> 32), uint32_t(n >> 3),
-                                  uint32_t(n >> 35), kDropoutDomain, 0);
-  return (r.w[n % 8 / 2] >> (16 * (n % 2)) & 0xFFFF) >= p.drop_below;
-}
-
-}  // namespace
+using tests::kept;
 
 TEST(dropout_draws_by_counter) {
   tests::for_each_variant([] {

@@ -1,19 +1,13 @@
 // The norm of a sum and its gradients against plain double-precision loops, every variant.
-#include "../common/philox.h"
-#include "../dropout/dropout.h"
 #include "../residual_norm/residual_norm_cpu.h"
 #include "check.h"
+#include "dropout_words.h"
 #include "variants.h"
 
 using namespace tunecore;
+using tests::kept;
 
 namespace {
-
-bool kept(const ResidualNormParams& p, int64_t n) {
-  const Philox4 r = philox4x32_10(philox_site_key(p.rng_key, p.site), uint32_t(p.rng_key >> 32), uint32_t(n >> 3),
-                                  uint32_t(n >> 35), kDropoutDomain, 0);
-  return !p.drop_below || (r.w[n % 8 / 2] >> (16 * (n % 2)) & 0xFFFF) >= p.drop_below;
-}
 
 struct Case {
   int64_t rows, width;

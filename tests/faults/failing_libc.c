@@ -130,20 +130,31 @@ static int opened(int descriptor, const char *path, int flags) {
 /* What happens to an open. */
 static int to_open(int flags) { return (flags & O_ACCMODE) == O_RDONLY ? LOG_ONLY : next_call(0); }
 
+/* The mode that follows the flags where a file may be made. */
+#define MODE(flags, mode) \
+    mode_t mode = 0; \
+    if (flags & (O_CREAT | __O_TMPFILE)) { \
+        va_list rest; \
+        va_start(rest, flags); \
+        mode = va_arg(rest, mode_t); \
+        va_end(rest); \
+    }
+
+/* Open by `call`, which is made unless the case says otherwise. */
+#define OPENED(directory, path, flags, call) \
+    char room[PATH_MAX]; \
+    const char *full = where(directory, path, room); \
+    if (full && to_open(flags)) return FAILED; \
+    int descriptor = call; \
+    if (full) return opened(descriptor, full, flags); \
+    know(descriptor, NULL, 0); \
+    return descriptor
+
 #define OPEN_AT(name) \
     int name(int directory, const char *path, int flags, ...) { \
         REAL(name); \
-        va_list rest; \
-        va_start(rest, flags); \
-        mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
-        va_end(rest); \
-        char room[PATH_MAX]; \
-        const char *full = where(directory, path, room); \
-        if (full && to_open(flags)) return FAILED; \
-        int descriptor = real_##name(directory, path, flags, mode); \
-        if (full) return opened(descriptor, full, flags); \
-        know(descriptor, NULL, 0); \
-        return descriptor; \
+        MODE(flags, mode) \
+        OPENED(directory, path, flags, real_##name(directory, path, flags, mode)); \
     }
 
 OPEN_AT(openat)
@@ -152,17 +163,8 @@ OPEN_AT(openat64)
 #define OPEN(name) \
     int name(const char *path, int flags, ...) { \
         REAL(name); \
-        va_list rest; \
-        va_start(rest, flags); \
-        mode_t mode = flags & (O_CREAT | __O_TMPFILE) ? va_arg(rest, mode_t) : 0; \
-        va_end(rest); \
-        char room[PATH_MAX]; \
-        const char *full = where(AT_FDCWD, path, room); \
-        if (full && to_open(flags)) return FAILED; \
-        int descriptor = real_##name(path, flags, mode); \
-        if (full) return opened(descriptor, full, flags); \
-        know(descriptor, NULL, 0); \
-        return descriptor; \
+        MODE(flags, mode) \
+        OPENED(AT_FDCWD, path, flags, real_##name(path, flags, mode)); \
     }
 
 OPEN(open)

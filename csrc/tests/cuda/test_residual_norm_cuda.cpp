@@ -1,22 +1,15 @@
 // The norm of a sum and its gradients against double precision, and its dropout against the words of philox.h.
-#include "../../common/philox.h"
-#include "../../dropout/dropout.h"
 #include "../../residual_norm/residual_norm_cuda.h"
+#include "../dropout_words.h"
 #include "numeric.h"
 
 using namespace tunecore;
 using namespace tunecore::cuda;
 using emulation::Buffer;
+using tests::kept;
 using tests::number;
 
 namespace {
-
-// As the op dropout has it (tests/ops/test_dropout.py holds the CPU's kernel and the reference to the same words).
-bool kept(const ResidualNormParams& p, int64_t n) {
-  const Philox4 r = philox4x32_10(philox_site_key(p.rng_key, p.site), uint32_t(p.rng_key >> 32), uint32_t(n >> 3),
-                                  uint32_t(n >> 35), kDropoutDomain, 0);
-  return !p.drop_below || (r.w[n % 8 / 2] >> (16 * (n % 2)) & 0xFFFF) >= p.drop_below;
-}
 
 struct Case {
   int64_t rows, width;
