@@ -24,14 +24,13 @@ from tunecore.data.corpus_file import CorpusFile
 from tunecore.data.sources import expand_paths, read_records
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.models.families.builtin import FAMILIES
-from tunecore.models.folder import check_config, loaded_config, weight_files
+from tunecore.models.folder import check_config, load_tensors, loaded_config, weight_files
 from tunecore.run_folder import read_result
 from tunecore.saved_tasks import facts_of_transformers, head_of_transformers, read_saved
 from tunecore.tiny import make_corpus, make_tokenizer, tiny_documents, tiny_records
 from tunecore.tracking.jsonl import read_rows
 from tunecore.tracking.report import write_report
 from tunecore.training.state import read_state
-from tunecore.training.weights import read_tensors
 
 Read = Callable[[Path], Any]
 
@@ -167,7 +166,7 @@ def make_targets(folder: Path) -> dict[str, Target]:
     index = {"metadata": {"total_size": 9}, "weight_map": {"a": "x.safetensors", "b": "y.safetensors"}}
     return {
         "manifest": Target(checkpoint.MANIFEST, _manifest, 2000, [manifest], json.loads(manifest), _resigned),
-        "safetensors": Target("model.safetensors", read_tensors, 1000, [tensors]),
+        "safetensors": Target("model.safetensors", load_tensors, 1000, [tensors]),
         "index": Target(
             "model.safetensors.index.json", lambda p: weight_files(p.parent), 500, [json_bytes(index)], index
         ),

@@ -141,14 +141,22 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a file is missing or damaged, or the index names a file elsewhere.
     """
-    tensors: dict[str, Tensor] = {}
-    for name in weight_files(folder):
-        try:
-            tensors.update(load_file(folder / name))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / name} cannot be read: {error}") from error
+    tensors = {name: value for file in weight_files(folder) for name, value in load_tensors(folder / file).items()}
     # A copy: the files are memory-mapped, and the model must not change with them.
     return {name: as_float32(tensor, copy=True) for name, tensor in tensors.items()}
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one safetensors file, mapped into memory.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return tensors
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from tunecore.checkpoint import clean_leftovers, commit, newest_good, verify
 from tunecore.errors import CheckpointError
+from tunecore.models.folder import load_tensors
 from tunecore.training.optimizer import OptimizerState
 from tunecore.training.run import Counters, Run
 from tunecore.training.weights import (
@@ -28,7 +29,6 @@ from tunecore.training.weights import (
     ReadModel,
     WriteModel,
     contiguous,
-    read_tensors,
     read_weights,
     save_weights,
 )
@@ -102,7 +102,9 @@ def restore(run: Run, folder: Path, read_model: ReadModel | None = None) -> Mapp
     if state["seed"] != run.seed:
         raise CheckpointError(f"{str(folder)!r} was made with training.seed {state['seed']}, this run has {run.seed}")
     kind = str(state.get("optimizer_kind", ""))  # checkpoints of the first releases do not say
-    tensors = OptimizerState(read_tensors(folder / OPTIMIZER_FILE), state["optimizer"], kind)
+    if not (folder / OPTIMIZER_FILE).exists():
+        raise CheckpointError(f"{str(folder / OPTIMIZER_FILE)!r} is missing")
+    tensors = OptimizerState(load_tensors(folder / OPTIMIZER_FILE), state["optimizer"], kind)
     before = run.step, [s.state_dict() for s in run.strategies]
     try:
         # Which parameters may have optimizer state depends on the strategies at that step.

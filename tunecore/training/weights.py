@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tunecore.checkpoint import verify
 from tunecore.errors import CheckpointError
-from tunecore.models.folder import weight_files
+from tunecore.models.folder import load_tensors, weight_files
 from tunecore.training.plans import exported
 from tunecore.training.run import Run
 from tunecore.training.unit import TrainUnit
@@ -63,9 +62,9 @@ def read_weights(
     if UNMERGED_FILE in listed:
         # Under the names of the run's model, whose strategies hold some tensors apart.
         own = run.model.state_dict().keys() & model.keys()
-        model = {name: model[name] for name in own} | read_tensors(folder / UNMERGED_FILE)
+        model = {name: model[name] for name in own} | load_tensors(folder / UNMERGED_FILE)
     _check_tensors(run.model, model, folder)
-    objectives = read_tensors(folder / OBJECTIVES_FILE) if OBJECTIVES_FILE in listed else {}
+    objectives = load_tensors(folder / OBJECTIVES_FILE) if OBJECTIVES_FILE in listed else {}
     _check_objectives(run, objectives, folder)
     return model, objectives
 
@@ -82,7 +81,7 @@ def load_task_modules(unit: TrainUnit, folder: Path) -> None:
     if not (folder / OBJECTIVES_FILE).exists():
         return
     wanted = unit.task_modules.state_dict()
-    found = read_tensors(folder / OBJECTIVES_FILE)
+    found = load_tensors(folder / OBJECTIVES_FILE)
     fitting = {n: t for n, t in found.items() if n in wanted and t.shape == wanted[n].shape}
     unit.task_modules.load_state_dict(fitting, strict=False)
 
@@ -103,28 +102,13 @@ def contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in tensors.items()}
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Raises:
-        CheckpointError: it is missing or damaged.
-    """
-    if not path.exists():
-        raise CheckpointError(f"{str(path)!r} is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from error
-    return tensors
-
-
 def _read_model_tensors(folder: Path, listed: Collection[str]) -> dict[str, Tensor]:
     """Read ``model.safetensors``, or the shards its index lists; only what the manifest has ``listed``."""
     files = weight_files(folder)
     for name in files:
         if name not in listed:
             raise CheckpointError(f"{str(folder / name)!r} is no part of the checkpoint: its manifest does not list it")
-    return {name: value for file in files for name, value in read_tensors(folder / file).items()}
+    return {name: value for file in files for name, value in load_tensors(folder / file).items()}
 
 
 def _check_tensors(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
