@@ -17,6 +17,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,6 +28,7 @@ from tunecore.durable import TEMPORARY, make_folder, sync, temporary_path
 from tunecore.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+_CONFIG = "config.json"
 FORMAT = 1
 _OLD = ".old-"
 _STEP = re.compile(r"step-(\d+)")
@@ -58,11 +60,11 @@ def commit(run_dir: Path, name: str, write: Callable[[Path], object], info: Mapp
         CheckpointError: the disk is full or refuses a write. What was there before is still there.
     """
     target = run_dir / name
-    stage = temporary_path(target)
-    try:
-        make_folder(run_dir)
-        shutil.rmtree(stage, ignore_errors=True)
-        stage.mkdir()
+    hint = (
+        "Make room on the disk (or lower checkpoint.keep) and run the same command again; "
+        "earlier checkpoints are untouched."
+    )
+    with _stage(temporary_path(target), f"checkpoint {str(target)!r}", hint) as stage:
         write(stage)
         files = {}
         for path in _files(stage):
@@ -72,16 +74,54 @@ def commit(run_dir: Path, name: str, write: Callable[[Path], object], info: Mapp
         for folder in [*(p for p in stage.rglob("*") if p.is_dir()), stage]:
             sync(folder)
         _move_into_place(stage, target)
+    return target
+
+
+def write_model_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Write a model's files into a folder that may hold some already; each is whole or not there.
+
+    They are written aside first. Then config.json goes and comes back last, so that a folder in which a kill left new
+    files beside old ones is no model. A checkpoint's manifest goes: what it says is no longer true.
+
+    Args:
+        folder: made where it is missing; files that ``write`` does not write stay in it.
+        write: writes the files into the folder it is given.
+
+    Raises:
+        CheckpointError: the disk is full or refuses a write; a model that was there is untouched. Or it refuses one of
+            the renames, and the folder holds no model.
+    """
+    make_folder(folder)
+    clean_leftovers(folder)
+    hint = "Make room on the disk and save again."
+    with _stage(temporary_path(folder / "saved"), repr(str(folder)), hint) as stage:
+        write(stage)
+        files = sorted(_files(stage), key=lambda path: path == stage / _CONFIG)
+        for path in files:
+            sync(path)
+        for stale in (_CONFIG, MANIFEST):
+            (folder / stale).unlink(missing_ok=True)
+        for path in files:
+            target = folder / path.relative_to(stage)
+            make_folder(target.parent)
+            os.replace(path, target)
+            sync(target.parent)
+    shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextmanager
+def _stage(stage: Path, what: str, hint: str) -> Iterator[Path]:
+    """A new folder to write into; it goes where that fails, and an error of the disk names ``what`` was written."""
+    try:
+        make_folder(stage.parent)
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+        yield stage
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         if not _is_of_the_disk(error):
             raise
-        raise CheckpointError(
-            f"cannot write checkpoint {str(target)!r}: {error}",
-            hint="Make room on the disk (or lower checkpoint.keep) and run the same command again; "
-            "earlier checkpoints are untouched.",
-        ) from error
-    return target
+        raise CheckpointError(f"cannot write {what}: {error}", hint=hint) from error
 
 
 def _is_of_the_disk(error: BaseException) -> bool:

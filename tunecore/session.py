@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tunecore.checkpoint import MANIFEST
+from tunecore.checkpoint import write_model_folder
 from tunecore.config import RunConfig
 from tunecore.config_io import check_options
 from tunecore.data.loader import eval_batches
@@ -192,12 +192,11 @@ class Session:
             part: the name of a further model that an objective trained (a "generator"), to save instead.
 
         Raises:
+            CheckpointError: the disk is full or refuses a write. What was there before is still there.
             ConfigError: no objective has a model of that name.
         """
-        (folder / MANIFEST).unlink(missing_ok=True)  # of a checkpoint that this writes over
         if part is None:
-            self.write(folder)
-            save_task_modules(self.unit, folder)
+            write_model_folder(folder, self._write_with_tasks)
             return folder
         models: dict[str, tuple[PreTrainedModel, Mapping[str, float]]] = {}
         for task in self.unit.tasks:
@@ -207,8 +206,12 @@ class Session:
             raise ConfigError(unknown_name("part to save", part, models))
         model, objectives = models[part]
         setattr(model.config, CONFIG_KEY, {"objectives": dict(objectives), "max_length": self.max_length})
-        save_model(model, folder, self.tokenizer)
+        write_model_folder(folder, partial(save_model, model, tokenizer=self.tokenizer))
         return folder
+
+    def _write_with_tasks(self, folder: Path) -> None:
+        self.write(folder)
+        save_task_modules(self.unit, folder)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         """Write the model (all of it as ``tensors`` where they are given), the tokenizer, and what the head puts beside

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tunecore.data.sources import expand_paths
+from tunecore.data.spool_folder import spooled
 from tunecore.data.surrogates import has_lone_surrogate
-from tunecore.durable import temporary_path
 from tunecore.errors import DataError
 
 Data = str | os.PathLike[str] | Iterable[Any]
@@ -62,23 +62,17 @@ def as_paths(data: Data, spool: Path, name: str) -> tuple[str, ...]:
         return tuple(os.fspath(item) for item in items)
     spool.mkdir(parents=True, exist_ok=True)
     path = spool / f"{name}.jsonl"
-    temporary = temporary_path(path)
     count, named = 0, _class_columns(data)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            for count, item in enumerate(data, start=1):  # type: ignore[arg-type]
-                row = dict(_row(item, name, count))
-                row |= {column: _named(row[column], names) for column, names in named.items() if column in row}
-                line = json.dumps(row, ensure_ascii=False, default=_plain)
-                if has_lone_surrogate(line):  # the reader counts and names such a row, if it can read it
-                    line = json.dumps(row, default=_plain)
-                file.write(line + "\n")
+    with spooled(path) as made, open(made, "w", encoding="utf-8") as file:
+        for count, item in enumerate(data, start=1):  # type: ignore[arg-type]
+            row = dict(_row(item, name, count))
+            row |= {column: _named(row[column], names) for column, names in named.items() if column in row}
+            line = json.dumps(row, ensure_ascii=False, default=_plain)
+            if has_lone_surrogate(line):  # the reader counts and names such a row, if it can read it
+                line = json.dumps(row, default=_plain)
+            file.write(line + "\n")
         if count == 0:
             raise DataError(f"{name}: the data given holds no row")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     return (str(path),)
 
 

@@ -84,7 +84,7 @@ class Campaign:
         self.rounds += 1
         assert tiny.end_state(folder) == self.wanted[0]
         assert tiny.logged(folder) == self.wanted[1]
-        assert not [p.name for p in folder.rglob(".*") if p.name.startswith((".tmp-", ".old-", ".corpus-"))]
+        assert not [p.name for p in folder.rglob(".*") if p.name.startswith((".tmp-", ".old-", ".spool-"))]
         self.check_lost_work(self.folder / f"{name}.journal")
 
     def check_lost_work(self, journal: Path) -> None:

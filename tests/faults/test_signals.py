@@ -70,7 +70,7 @@ class Runs:
         assert self.end(name) == [0] * len(codes)
         folder = self.folder / name
         assert (tiny.end_state(folder, STEPS), tiny.logged(folder)) == self.wanted
-        hidden = [path.name for path in folder.rglob(".*") if path.name.startswith((".tmp-", ".old-", ".corpus-"))]
+        hidden = [path.name for path in folder.rglob(".*") if path.name.startswith((".tmp-", ".old-", ".spool-"))]
         assert not hidden, "nothing half made is left"
         return codes, said
 

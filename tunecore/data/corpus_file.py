@@ -20,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tunecore.data.spool_folder import SpoolFolder
+from tunecore.durable import sync
 from tunecore.errors import DataError
 from tunecore.types import IntArray
 
@@ -131,17 +132,11 @@ class CorpusWriter:
         }
         batch = self._batch(offsets, {_KEY: json.dumps(header).encode()})
         temporary = self._spool("corpus.arrow")
-        with open(temporary, "wb") as file:
-            with pa.ipc.new_file(file, batch.schema) as writer:
-                writer.write_batch(batch)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(temporary, "wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+        sync(temporary)
         os.replace(temporary, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self.path.parent)
 
     def _batch(self, offsets: IntArray, metadata: dict[bytes, bytes]) -> pa.RecordBatch:
         """The spooled files, memory-mapped, as Arrow arrays."""

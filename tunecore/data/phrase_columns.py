@@ -23,6 +23,7 @@ from tunecore.data.corpus import Corpus
 from tunecore.data.corpus_file import CorpusFile, SideColumns
 from tunecore.data.lexicon import read_lexicon
 from tunecore.data.phrases import BLOCK, Bits, Block, Collocations, Lexicon, Marks, PhraseOptions
+from tunecore.data.spool_folder import spooled
 from tunecore.data.tokenizer import text_backend
 from tunecore.errors import ConfigError, DataError
 
@@ -151,26 +152,21 @@ def _blocks(file: CorpusFile, label: str | None) -> Iterator[Block]:
 
 
 def _write(side: SideColumns, file: CorpusFile, finders: tuple[Finder, Finder], progress: bool) -> None:
-    """Find all phrases and write the columns as packed bits, uint8 [columns, bytes], under a temporary name first."""
-    temporary = Path(f"{side.path}.{os.getpid()}")
+    """Find all phrases and write the columns as packed bits, uint8 [columns, bytes]."""
     shape = (len(side.names), (len(file.ids) + 7) // 8)
     try:
-        bits = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
-        at = 0
-        for block in _blocks(file, "finding phrases" if progress else None):
-            marks = [column for find in finders for column in find(block)]
-            packed = np.packbits(np.stack(marks), axis=1, bitorder="little")
-            bits[:, at : at + packed.shape[1]] = packed
-            at += packed.shape[1]
-        bits.flush()
-        del bits
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, side.path)
+        with spooled(Path(side.path)) as made:
+            bits = np.lib.format.open_memmap(made, mode="w+", dtype=np.uint8, shape=shape)
+            at = 0
+            for block in _blocks(file, "finding phrases" if progress else None):
+                marks = [column for find in finders for column in find(block)]
+                packed = np.packbits(np.stack(marks), axis=1, bitorder="little")
+                bits[:, at : at + packed.shape[1]] = packed
+                at += packed.shape[1]
+            bits.flush()
+            del bits
     except OSError as error:
         raise DataError(
             f"corpus {file.path!r}: its phrases cannot be written: {error.strerror or error}",
             hint="Choose another data.cache_dir.",
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

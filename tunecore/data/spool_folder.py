@@ -1,15 +1,18 @@
-"""Where a corpus lies while it is made: a folder that is locked by its maker, so that one left by a kill is told."""
+"""Where a large file lies while it is made: a folder locked by its maker, so that one left by a kill is told."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 
+from tunecore.durable import sync
 from tunecore.locks import FileLock, has_locks
 
-_PREFIX, _LOCK = ".corpus-", "lock"
+_PREFIX, _LOCK = ".spool-", "lock"
 _own: set[Path] = set()
 """Folders of this process, which its own locks do not keep out."""
 
@@ -43,3 +46,24 @@ def remove_abandoned(parent: Path) -> None:
         if folder.is_dir() and folder not in _own and lock.acquire(wait=False):
             shutil.rmtree(folder, ignore_errors=True)
             lock.release()
+
+
+@contextmanager
+def spooled(path: Path) -> Iterator[Path]:
+    """Where to write what takes the place of ``path``, in one rename, when the context ends without an error.
+
+    What a killed process left half made beside ``path`` is removed.
+
+    Raises:
+        OSError: the disk refuses it. What was there before is still there.
+    """
+    remove_abandoned(path.parent)
+    folder = SpoolFolder(path.parent)
+    try:
+        made = folder.path / path.name
+        yield made
+        sync(made)
+        os.replace(made, path)
+        sync(path.parent)
+    finally:
+        folder.remove()
