@@ -115,11 +115,13 @@ def time_steps(args: argparse.Namespace, rounds: int = 3) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(placeholder))
     options = {"steps": args.time_steps, "evaluation": {"every": args.time_steps, "max_rows": args.batch_size}}
+    tracking = {"every": 1, "progress": False}
     try:
         for _ in range(rounds):
             for name in TIMED:
                 with TemporaryDirectory() as folder:
-                    pretrain(args, name, Path(folder) / "run", tracking={"every": 1, "progress": False}, **options)
+                    if not pretrain(args, name, Path(folder) / "run", tracking=tracking, **options):
+                        sys.exit("the timing was stopped")
                     seconds = step_seconds(Path(folder) / "run")
                 found[name] += seconds[len(seconds) // 10 :]  # the first ones meet every shape anew
     finally:
