@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -183,6 +184,8 @@ def command(
 ) -> None:
     """``tunecore pretrain`` on these options, as a process of its own: what it prints goes to the file ``said``."""
     os.environ.update(environment or {})
+    # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if said:
         into = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(into, 1)

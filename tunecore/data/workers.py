@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -56,7 +57,7 @@ def items_of_workers(
         worker_init_fn=partial(_begin, lifeline, ours if forks else None),
     )  # fmt: skip
     others = set(multiprocessing.active_children())
-    watch = _Watch()
+    watch = _Watch(timeout)
     iterator: Iterator[Any] | None = None
     try:
         while True:
@@ -70,6 +71,8 @@ def items_of_workers(
                 return
             except (RuntimeError, ConnectionError, EOFError) as error:
                 # Which one depends on what the worker was at when it died: torch sees its exit, or a pipe breaks.
+                if watch.hung:
+                    raise _hung(timeout) from error
                 if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
@@ -86,29 +89,46 @@ def items_of_workers(
 
 
 class _Watch:
-    """Tells of a dead worker where a batch is waited for, and nowhere else.
+    """Tells of a dead worker where a batch is waited for, and nowhere else; and ends a wait that torch does not.
 
     Torch raises out of its handler of SIGCHLD, which runs between any two instructions: in the middle of an optimizer
     step or of a save. Here that handler runs only inside ``with watch``; a worker that died before is named there.
+
+    A batch that a worker has announced is fetched from it without a time limit. If it was stopped in between, only its
+    death ends that; so workers are killed once a wait has passed its limit and a look.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: float) -> None:
+        self.hung = False
+        """The workers were killed, for the wait had no end."""
+        self._longest = timeout + _LOOK
         self._workers: Sequence[Any] = ()
-        self._waiting = False
+        self._since: float | None = None
         self._torch: Any = None
+        self._ended = threading.Event()
 
     def start(self, workers: Sequence[Any]) -> None:
         self._workers = workers
+        threading.Thread(target=self._look, daemon=True).start()
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             self._torch = signal.getsignal(signal.SIGCHLD)
             signal.signal(signal.SIGCHLD, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._waiting and callable(self._torch):
+        if self._since is not None and callable(self._torch):
             self._torch(number, frame)
 
+    def _look(self) -> None:
+        while not self._ended.wait(1.0):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._longest:
+                self.hung = True
+                for worker in self._workers:
+                    worker.kill()
+                return
+
     def __enter__(self) -> None:
-        self._waiting = True
+        self._since = time.monotonic()
         dead = [str(worker.pid) for worker in self._workers if not worker.is_alive()]
         if dead:
             raise RuntimeError(f"DataLoader worker (pid {', '.join(dead)}) exited unexpectedly")
@@ -117,9 +137,10 @@ class _Watch:
         self.pause()
 
     def pause(self) -> None:
-        self._waiting = False
+        self._since = None
 
     def end(self) -> None:
+        self._ended.set()
         if self._torch is not None:
             with suppress(ValueError):  # the generator is closed off the main thread
                 signal.signal(signal.SIGCHLD, self._torch)
@@ -136,11 +157,15 @@ def _next_item(iterator: Iterator[Any], timeout: float) -> Any:
                 raise
             waited += min(_LOOK, timeout)
             if waited >= timeout:
-                raise DataError(
-                    f"no data worker process has answered for {timeout:g} seconds",
-                    hint="It hangs (a network disk, a lock in a plugin?), or steps take longer to make: raise "
-                    "data.worker_timeout, or see with data.num_workers 0 where it stands.",
-                ) from error
+                raise _hung(timeout) from error
+
+
+def _hung(timeout: float) -> DataError:
+    return DataError(
+        f"no data worker process has answered for {timeout:g} seconds",
+        hint="It hangs (a network disk, a lock in a plugin?), or steps take longer to make: raise data.worker_timeout, "
+        "or see with data.num_workers 0 where it stands.",
+    )
 
 
 def _end(iterator: Any, workers: Sequence[Any], ours: Connection) -> None:
