@@ -4,6 +4,8 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #include <stdint.h>
+// Before a loop over an array of registers: all of it, or the array would lie in memory.
+#define TC_UNROLL _Pragma("unroll")
 // The kernel's name goes in parentheses where it holds a comma.
 #define TC_LAUNCH(kernel, grid, block, shared_bytes, stream, params)                               \
   do {                                                                                             \
@@ -13,6 +15,7 @@
   } while (0)
 #else
 #include "../../emulation/emulation.h"
+#define TC_UNROLL
 #define TC_LAUNCH(kernel, grid, block, shared_bytes, stream, params)                                             \
   ((void)(stream), ::tunecore::emulation::launch(#kernel, (grid), (block), size_t(shared_bytes), [p_ = params] { \
     kernel(p_);                                                                                                  \

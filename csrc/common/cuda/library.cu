@@ -1,6 +1,7 @@
 // What the loader asks of the library before it uses it (tunecore/ops/_cuda.py): who built it, for what, and whether the
 // two agree on the layout of every parameter.
 #include "../../adamw/adamw_cuda.h"
+#include "../../attention/attention_cuda.h"
 #include "../../bias_gelu/bias_gelu_cuda.h"
 #include "../../masked_lm_loss/masked_lm_loss_cuda.h"
 #include "../../residual_norm/residual_norm_cuda.h"
@@ -28,6 +29,7 @@ struct Layout {
 constexpr Layout kLayouts[] = {
     {"AdamWCuda", sizeof(tunecore::cuda::AdamWCuda)},
     {"AdamWTensor", sizeof(tunecore::AdamWTensor)},
+    {"AttentionCuda", sizeof(tunecore::cuda::AttentionCuda)},
     {"BiasGeluCuda", sizeof(tunecore::cuda::BiasGeluCuda)},
     {"LdmatrixProbe", sizeof(tunecore::cuda::LdmatrixProbe)},
     {"MaskedLmLossCuda", sizeof(tunecore::cuda::MaskedLmLossCuda)},

@@ -105,10 +105,42 @@ __device__ __forceinline__ float rounded(float x) {
   return to_float(from_float<T>(x));
 }
 
+#ifdef __CUDACC__
+
 // Two elements in a register of a fragment, the first in the low half.
 template <class T>
-__device__ __forceinline__ uint32_t pair_of(float low, float high) {
+__device__ __forceinline__ uint32_t pair_of(float low, float high);
+
+template <>
+__device__ __forceinline__ uint32_t pair_of<bf16>(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+
+template <>
+__device__ __forceinline__ uint32_t pair_of<f16>(float low, float high) {
+  uint32_t out;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(high), "f"(low));
+  return out;
+}
+
+// 2**x within two units of the last place; 0 where the result is below the normal numbers.
+__device__ __forceinline__ float exp2_approximately(float x) {
+  float out;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+#else
+
+template <class T>
+inline uint32_t pair_of(float low, float high) {
   return uint32_t(from_float<T>(low).bits) | uint32_t(from_float<T>(high).bits) << 16;
 }
+
+inline float exp2_approximately(float x) { return exp2f(x); }
+
+#endif
 
 }  // namespace tunecore::cuda

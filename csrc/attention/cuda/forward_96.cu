@@ -1,0 +1,3 @@
+#include "forward.h"
+
+template void tunecore::cuda::attention_forward_of<96>(const AttentionCuda&, void*);
