@@ -1,10 +1,14 @@
-"""Every instruction set of this machine in turn, and several numbers of threads."""
+"""Every instruction set of this machine in turn, several numbers of threads, and the CUDA kernels."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 
+LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
 ORDER = ("default", "avx2", "avx512", "avx512_bf16")
 
 
@@ -35,3 +39,29 @@ def each_thread_count():
 
     yield counts
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def calls(request, fresh_environment, tmp_path):
+    """Ops on tensors of the default device go to the CUDA kernels; a list of the entries that ran."""
+    device = "cpu" if request.param == "emulated" else "cuda"
+    if device == "cuda" and _cuda.load() is None:
+        pytest.skip("no libtunecore_cuda.so: make build-cuda (needs nvcc)")
+    if device == "cpu":
+        if not LIBRARY.exists():
+            pytest.skip("no emulated kernels: make test-cuda-emulated")
+        # A path of its own for each test: a library that is loaded already would not be read again.
+        library, info = _cuda.open_library(Path(shutil.copy(LIBRARY, tmp_path / "libtunecore_cuda.so")))
+        assert info.reason == ""
+        for name, value in (("_library", library), ("_ready", True), ("_DEVICES", ("cpu",))):
+            fresh_environment.setattr(_cuda, name, value)
+        fresh_environment.setattr(_native, "serves", lambda x: False)
+    ran, call = [], _cuda._call
+
+    def noted(entry, params, like):
+        ran.append(entry)
+        call(entry, params, like)
+
+    fresh_environment.setattr(_cuda, "_call", noted)
+    with torch.device(device):
+        yield ran

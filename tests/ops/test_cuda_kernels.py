@@ -5,45 +5,16 @@ same C entries and takes tensors of the CPU (made by ``make test-cuda-emulated``
 from __future__ import annotations
 
 import ctypes
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 
 from tunecore.errors import NativeError
-from tunecore.ops import NormDropout, _cuda, _native, bias_gelu, masked_lm_loss, residual_norm
+from tunecore.ops import NormDropout, _cuda, bias_gelu, masked_lm_loss, residual_norm
 from tunecore.ops.adamw import AdamWTensor, adamw_step
 from tunecore.ops.reference import bias_gelu_reference, masked_lm_loss_reference, residual_norm_reference
 
-LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-
-
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def calls(request, fresh_environment, tmp_path):
-    """Ops on tensors of the default device go to the CUDA kernels; a list of the entries that ran."""
-    device = "cpu" if request.param == "emulated" else "cuda"
-    if device == "cuda" and _cuda.load() is None:
-        pytest.skip("no libtunecore_cuda.so: make build-cuda (needs nvcc)")
-    if device == "cpu":
-        if not LIBRARY.exists():
-            pytest.skip("no emulated kernels: make test-cuda-emulated")
-        # A path of its own for each test: a library that is loaded already would not be read again.
-        library, info = _cuda.open_library(Path(shutil.copy(LIBRARY, tmp_path / "libtunecore_cuda.so")))
-        assert info.reason == ""
-        for name, value in (("_library", library), ("_ready", True), ("_DEVICES", ("cpu",))):
-            fresh_environment.setattr(_cuda, name, value)
-        fresh_environment.setattr(_native, "serves", lambda x: False)
-    ran, call = [], _cuda._call
-
-    def noted(entry, params, like):
-        ran.append(entry)
-        call(entry, params, like)
-
-    fresh_environment.setattr(_cuda, "_call", noted)
-    with torch.device(device):
-        yield ran
 
 
 def gradients(function, *inputs):

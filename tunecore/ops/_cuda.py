@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import NativeError
+from tunecore.ops._attention_layout import Attention
 
 LIBRARY = Path(__file__).parents[1] / "libtunecore_cuda.so"
 SWITCH = "TUNECORE_NO_CUDA"
@@ -89,10 +90,11 @@ LAYOUTS: dict[str, type[Structure]] = {
     "BiasGeluCuda": BiasGelu,
     "AdamWTensor": AdamWTensor,
     "AdamWCuda": AdamW,
+    "AttentionCuda": Attention,
 }
 ENTRIES = (
     "masked_lm_loss", "residual_norm_forward", "residual_norm_backward", "bias_gelu_forward", "bias_gelu_backward",
-    "adamw",
+    "adamw", "attention_forward", "attention_backward",
 )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def open_library(path: Path) -> tuple[ctypes.CDLL | None, CudaInfo]:
         library = ctypes.CDLL(str(path))
         for name in ("version", "archs", "check", *ENTRIES):
             getattr(library, f"tunecore_cuda_{name}").restype = c_char_p
-        for name in ("layout", "residual_norm_parts", "bias_gelu_parts"):
+        for name in ("layout", "residual_norm_parts", "bias_gelu_parts", "attention_bias_parts"):
             getattr(library, f"tunecore_cuda_{name}").restype = c_int64
         for name in ("residual_norm_parts", "bias_gelu_parts"):
             getattr(library, f"tunecore_cuda_{name}").argtypes = [c_int64]

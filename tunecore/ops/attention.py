@@ -5,8 +5,10 @@ Shape letters: T query tokens in the batch, S key tokens, H heads, K kv-heads, D
 
 float32 and bfloat16 on the CPU, D up to 256, run on the compiled kernel: tiles with an online softmax (Dao et al. 2022,
 arXiv 2205.14135), dropout's bits drawn anew in the backward pass, memory O(T), the same bits for any number of threads.
-Everything else (float64, float16, other devices, wider heads, an installation without the compiled core) is served by
-the PyTorch reference of ``ops/reference.py``, one sequence after another.
+bfloat16 and float16 on a CUDA device do so where its library is there (forward D up to 256, backward 128): the same
+algorithm on tensor cores, the same dropout, the same bits in every run.
+Everything else (float64, float16 on the CPU, float32 on other devices, wider heads, an installation without the
+compiled core) is served by the PyTorch reference of ``ops/reference.py``, one sequence after another.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
-from tunecore.ops import _attention_native, _native
+from tunecore.ops import _attention_cuda, _attention_native, _native
 from tunecore.ops.reference import (
     AttentionOptions,
     attention_backward_reference,
@@ -225,10 +227,11 @@ def _forward_op(
         causal, prefix_lens, window, scale, alibi_slopes, dropout_p, rng_key, row_ids, site, relative_bias, buckets
     )
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        inputs = q, k, v, cu_seqlens_q, cu_seqlens_k, options
+        if _attention_cuda.serves(q):
+            return _attention_cuda.forward(*inputs)
         core = _attention_native.kernels_for(q)
-        if core is not None:
-            return _attention_native.forward(core, q, k, v, cu_seqlens_q, cu_seqlens_k, options)
-        return attention_reference(q, k, v, cu_seqlens_q, cu_seqlens_k, options)
+        return attention_reference(*inputs) if core is None else _attention_native.forward(core, *inputs)
 
 
 @_forward_op.register_fake
@@ -267,7 +270,9 @@ def _backward_op(
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         core = _attention_native.kernels_for(q)
         inputs = dout, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, options
-        if core is not None:
+        if _attention_cuda.serves_backward(q, options, want_dbias):
+            dq, dk, dv, dbias = _attention_cuda.backward(*inputs, want_dbias)
+        elif core is not None:
             dq, dk, dv, dbias = _attention_native.backward(core, *inputs, want_dbias)
         else:
             dq, dk, dv, dbias = attention_backward_reference(*inputs)
