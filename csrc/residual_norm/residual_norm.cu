@@ -4,23 +4,12 @@
 
 #include "../common/cuda/column_sums.h"
 #include "../common/cuda/reductions.h"
-#include "../common/cuda/row_packs.h"
-#include "../common/philox.h"
-#include "../dropout/dropout.h"
+#include "../dropout/dropout_pack.h"
 
 namespace tunecore::cuda {
 namespace {
 
 constexpr int64_t kMostParts = 512;
-
-// x times the scale where kept, else 0: the bits of the op dropout for elements row * width + e .. + 7.
-__device__ __forceinline__ void drop(float (&x)[kRowPack], const ResidualNormParams& p, int64_t row, int e) {
-  const uint64_t block = uint64_t(row * p.width + e) >> 3;
-  const Philox4 r = philox4x32_10(philox_site_key(p.rng_key, p.site), uint32_t(p.rng_key >> 32), uint32_t(block),
-                                  uint32_t(block >> 32), kDropoutDomain, 0);
-  const float scale = 65536.0f / float(65536 - int(p.drop_below));
-  for (int i = 0; i < kRowPack; ++i) x[i] = (r.w[i / 2] >> 16 * (i % 2) & 0xFFFFu) >= p.drop_below ? x[i] * scale : 0.0f;
-}
 
 template <class T, bool kWhole, int kPacks, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) norm_forward(const ResidualNormCuda c) {
@@ -41,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_forward(const ResidualNormCu
         load_row_pack<kWhole, T>(other, input_bias_E, e, width);
         for (int i = 0; i < kRowPack; ++i) z[k][i] += other[i];
       }
-      if (p.drop_below) drop(z[k], p, row, e);
+      if (p.drop_below) drop(z[k], p, start + e);
       if (residual_E) {
         load_row_pack<kWhole, T>(other, residual_E, e, width);
         for (int i = 0; i < kRowPack; ++i) z[k][i] += other[i];
@@ -108,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_backward(const ResidualNormC
       for (int i = 0; i < kRowPack; ++i) g[k][i] = (g[k][i] - g_mean - n[k][i] * gn_mean) * scale;
       store_row_pack<kWhole, T>(global<T>(p.dz_TE) + start, e, width, g[k]);
       if (p.dx_TE) {
-        drop(g[k], p, row, e);
+        drop(g[k], p, start + e);
         store_row_pack<kWhole, T>(global<T>(p.dx_TE) + start, e, width, g[k]);
       }
       for (int i = 0; i < kRowPack; ++i) sums[2][k][i] += g[k][i];

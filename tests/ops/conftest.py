@@ -1,4 +1,4 @@
-"""Every instruction set of this machine in turn, several numbers of threads, and the CUDA kernels."""
+"""Every instruction set of this machine in turn, several numbers of threads, and the CUDA kernels, emulated and not."""
 
 import shutil
 from pathlib import Path

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from tunecore.errors import NativeError
-from tunecore.ops import NormDropout, _cuda, bias_gelu, masked_lm_loss, residual_norm
+from tunecore.ops import NormDropout, _cuda, bias_gelu, dropout, embedding, masked_lm_loss, residual_norm
 from tunecore.ops.adamw import AdamWTensor, adamw_step
-from tunecore.ops.reference import bias_gelu_reference, masked_lm_loss_reference, residual_norm_reference
+from tunecore.ops.reference import (
+    bias_gelu_reference,
+    dropout_reference,
+    masked_lm_loss_reference,
+    residual_norm_reference,
+)
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
@@ -119,6 +124,42 @@ def test_masked_lm_loss_of_static_shape_leaves_rows_out(calls):
     assert torch.allclose(loss, wanted)
     assert int(correct) <= 2
     assert not logits[1].any()
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 5, 40), (33, 65)])
+def test_dropout_has_the_bits_of_the_reference(calls, dtype, shape):
+    torch.manual_seed(4)
+    x, key = torch.randn(shape).to(dtype), torch.tensor(-(2**60) + 77)
+    ours = gradients(lambda v: dropout(v, 0.3, key, 5), x)
+    assert calls == ["dropout", "dropout"]
+    wanted = gradients(lambda v: dropout_reference(v, 0.3, key, 5), x)
+    assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("padding", [None, 3, -1])
+@pytest.mark.parametrize("shape", [(0,), (1,), (4, 70)])
+def test_the_gradient_of_embedding_is_summed_in_float32(calls, dtype, padding, shape):
+    torch.manual_seed(5)
+    ids, weight, dout = torch.randint(5, shape), torch.randn(7, 40).to(dtype), torch.randn(*shape, 40).to(dtype)
+
+    def gradient(function, table, dout):
+        leaf = table.requires_grad_()
+        if table.dtype != torch.float64:
+            leaf.grad_dtype = torch.float32
+        out = function(ids, leaf)
+        out.backward(dout)
+        return out.detach(), leaf.grad
+
+    out, got = gradient(lambda i, w: embedding(i, w, padding_idx=padding), weight.clone(), dout)
+    assert calls == ["embedding_backward"]
+    plain = torch.nn.functional.embedding
+    right, wanted = gradient(lambda i, w: plain(i, w, padding), weight.double(), dout.double())
+    assert torch.equal(out, right.to(dtype))
+    assert got.dtype == torch.float32
+    assert torch.allclose(got.double(), wanted, rtol=1e-6, atol=1e-5)
+    assert padding is None or not got[padding].any()
 
 
 def test_adamw(calls):

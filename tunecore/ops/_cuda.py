@@ -66,6 +66,25 @@ class BiasGelu(Structure):
     ]  # fmt: skip
 
 
+class Dropout(Structure):
+    """DropoutParams, then what a GPU needs beside."""
+
+    _fields_ = [
+        ("x", c_void_p), ("out", c_void_p), ("count", c_int64), ("rng_key", c_uint64), ("site", c_uint32),
+        ("drop_below", c_uint32), ("device", c_int32), ("dtype", c_int32),
+    ]  # fmt: skip
+
+
+class Embedding(Structure):
+    """The gradient of a table from tokens sorted by id."""
+
+    _fields_ = [
+        ("dout", c_void_p), ("ids", c_void_p), ("order", c_void_p), ("dtable", c_void_p), ("parts", c_void_p),
+        ("tokens", c_int64), ("width", c_int64), ("rows", c_int64), ("padding", c_int64), ("device", c_int32),
+        ("dtype", c_int32),
+    ]  # fmt: skip
+
+
 class AdamWTensor(Structure):
     """One tensor of a step."""
 
@@ -88,14 +107,18 @@ LAYOUTS: dict[str, type[Structure]] = {
     "MaskedLmLossCuda": MaskedLmLoss,
     "ResidualNormCuda": ResidualNorm,
     "BiasGeluCuda": BiasGelu,
+    "DropoutCuda": Dropout,
+    "EmbeddingCuda": Embedding,
     "AdamWTensor": AdamWTensor,
     "AdamWCuda": AdamW,
     "AttentionCuda": Attention,
 }
 ENTRIES = (
     "masked_lm_loss", "residual_norm_forward", "residual_norm_backward", "bias_gelu_forward", "bias_gelu_backward",
-    "adamw", "attention_forward", "attention_backward",
+    "dropout", "embedding_backward", "adamw", "attention_forward", "attention_backward",
 )  # fmt: skip
+PARTS = ("residual_norm_parts", "bias_gelu_parts", "embedding_parts")
+"""How many partial sums an op wants room for, from its number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +143,9 @@ def open_library(path: Path) -> tuple[ctypes.CDLL | None, CudaInfo]:
         library = ctypes.CDLL(str(path))
         for name in ("version", "archs", "check", *ENTRIES):
             getattr(library, f"tunecore_cuda_{name}").restype = c_char_p
-        for name in ("layout", "residual_norm_parts", "bias_gelu_parts", "attention_bias_parts"):
+        for name in ("layout", "attention_bias_parts", *PARTS):
             getattr(library, f"tunecore_cuda_{name}").restype = c_int64
-        for name in ("residual_norm_parts", "bias_gelu_parts"):
+        for name in PARTS:
             getattr(library, f"tunecore_cuda_{name}").argtypes = [c_int64]
         for name in ENTRIES:
             getattr(library, f"tunecore_cuda_{name}").argtypes = [c_void_p, c_void_p]
@@ -293,6 +316,24 @@ def bias_gelu_backward(
         parts=_at(parts), dtype=DTYPES[x.dtype],
     )  # fmt: skip
     _call("bias_gelu_backward", params, x)
+
+
+def dropout(x: Tensor, out: Tensor, drop_below: int, key: int, site: int) -> None:
+    """The arguments of the compiled core's function of that name, all flat and contiguous."""
+    _call("dropout", Dropout(_at(x), _at(out), x.numel(), key, site, drop_below, dtype=DTYPES[x.dtype]), x)
+
+
+def embedding_backward(dout: Tensor, ids: Tensor, dtable: Tensor, padding: int) -> None:
+    """The arguments of the compiled core's function of that name, contiguous; ids outside the table are left out."""
+    assert _library is not None
+    (tokens, width), rows = dout.shape, dtable.shape[0]
+    sorted_ids, order = torch.sort(ids, stable=True)
+    parts = torch.empty(_library.tunecore_cuda_embedding_parts(tokens) * width, device=dout.device)
+    params = Embedding(
+        _at(dout), _at(sorted_ids), _at(order), _at(dtable), _at(parts), tokens, width, rows, padding,
+        dtype=DTYPES[dout.dtype],
+    )  # fmt: skip
+    _call("embedding_backward", params, dout)
 
 
 def adamw(

@@ -1,7 +1,7 @@
 """Dropout by counter: the mask is a function of key, site and element, so nothing is stored for the backward pass.
 
-float32 and bfloat16 on the CPU run on the compiled kernel, several times faster than torch's generator, whose draws
-are made one after another on one thread; everything else is served by the reference.
+float32 and bfloat16 on the CPU, and float16 too on a GPU, run on compiled kernels, everything else on the reference. On
+the CPU that is several times faster than torch's generator, whose draws are made one after another on one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 from tunecore.ops.reference import dropout_reference, dropout_threshold
 
 
@@ -45,12 +45,16 @@ def dropout(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
 
 @torch.library.custom_op("tunecore::dropout", mutates_args=())
 def _dropout_op(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
-    if not _native.serves(x):
+    on_gpu = _cuda.serves(x)
+    if not on_gpu and not _native.serves(x):
         return dropout_reference(x, p, key, site)
     x = x.contiguous()
     out = torch.empty_like(x)
-    flat = _native.dl(x.view(-1)), _native.dl(out.view(-1))
-    _native.core().dropout(*flat, *kernel_words(p, key, site), _native.threads())
+    flat, words = (x.view(-1), out.view(-1)), kernel_words(p, key, site)
+    if on_gpu:
+        _cuda.dropout(*flat, *words)
+    else:
+        _native.core().dropout(*map(_native.dl, flat), *words, _native.threads())
     return out
 
 

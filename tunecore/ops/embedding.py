@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunecore.ops import _native
+from tunecore.ops import _cuda, _native
 
 
 def embedding(ids_T: Tensor, weight_VE: Tensor, *, padding_idx: int | None = None) -> Tensor:
@@ -19,16 +19,17 @@ def embedding(ids_T: Tensor, weight_VE: Tensor, *, padding_idx: int | None = Non
 
     Args:
         ids_T: int64, any shape, each in [0, V).
-        weight_VE: [V, E], any floating dtype; float32 and bfloat16 on the CPU have the compiled backward pass, whose
-            gradient is float32 until autograd rounds it to the parameter's ``grad_dtype``.
+        weight_VE: [V, E], any floating dtype; float32 and bfloat16 on the CPU, and float16 too on a GPU, have the
+            compiled backward pass, whose gradient is float32 until autograd rounds it to the parameter's
+            ``grad_dtype``.
         padding_idx: an id whose row gets no gradient.
 
     Returns: [*T, E] of the dtype of ``weight``.
 
     Raises:
-        IndexError: an id is outside the table.
+        IndexError: an id is outside the table (on a GPU it is torch's assertion on the device).
     """
-    if not _native.serves(weight_VE) or ids_T.dtype != torch.int64:
+    if not (_native.serves(weight_VE) or _cuda.serves(weight_VE)) or ids_T.dtype != torch.int64:
         return torch.nn.functional.embedding(ids_T, weight_VE, padding_idx)
     return _forward_op(ids_T, weight_VE, -1 if padding_idx is None else padding_idx % weight_VE.shape[0])
 
@@ -47,7 +48,10 @@ def _forward_fake(ids_T: Tensor, weight_VE: Tensor, padding: int) -> Tensor:
 def _backward_op(dout_TE: Tensor, ids_T: Tensor, rows: int, padding: int) -> Tensor:
     dweight_VE = dout_TE.new_zeros((rows, dout_TE.shape[-1]), dtype=torch.float32)
     tensors = (_native.rows(dout_TE.contiguous()), ids_T.contiguous().view(-1), dweight_VE)
-    _native.core().embedding_backward(*map(_native.dl, tensors), padding, _native.threads())
+    if _cuda.serves(dout_TE):
+        _cuda.embedding_backward(*tensors, padding)
+    else:
+        _native.core().embedding_backward(*map(_native.dl, tensors), padding, _native.threads())
     return dweight_VE
 
 

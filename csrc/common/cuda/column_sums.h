@@ -16,20 +16,27 @@ namespace {
 
 constexpr int kSumGroups = 8;
 
-// A lane a column; each warp adds every kSumGroups-th partial sum.
-__global__ void __launch_bounds__(kWarp* kSumGroups) add_parts(const ColumnSums p) {
-  TC_SMEM(float, sums);
-  const auto parts_BC = global<const float>(p.parts_BC);
+// In the first warp of a block of kSumGroups, a lane a column: the sum of parts [first, last). Every thread of the block
+// comes here; `sums` holds a float for each.
+__device__ __forceinline__ float sum_of_parts(Shared<float> sums, const float* parts, int64_t first, int64_t last,
+                                              int64_t columns, int64_t column) {
+  const auto parts_BC = global<const float>(parts);
   const int lane = int(threadIdx.x) % kWarp, group = int(threadIdx.x) / kWarp;
-  const int64_t column = int64_t(blockIdx.x) * kWarp + lane;
   float sum = 0.0f;
-  if (column < p.columns)
-    for (int64_t part = group; part < p.parts; part += kSumGroups) sum += load(parts_BC, part * p.columns + column);
+  if (column < columns)
+    for (int64_t part = first + group; part < last; part += kSumGroups) sum += load(parts_BC, part * columns + column);
   store(sums, group * kWarp + lane, sum);
   __syncthreads();
-  if (group || column >= p.columns) return;
+  if (group) return 0.0f;
   for (int g = 1; g < kSumGroups; ++g) sum += load(sums, g * kWarp + lane);
-  store(global<float>(p.sums_C), column, sum);
+  return sum;
+}
+
+__global__ void __launch_bounds__(kWarp* kSumGroups) add_parts(const ColumnSums p) {
+  TC_SMEM(float, sums);
+  const int64_t column = int64_t(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+  const float sum = sum_of_parts(sums, p.parts_BC, 0, p.parts, p.columns, column);
+  if (threadIdx.x < kWarp && column < p.columns) store(global<float>(p.sums_C), column, sum);
 }
 
 inline void add_up(const ColumnSums& p, void* stream) {

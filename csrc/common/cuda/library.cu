@@ -3,6 +3,8 @@
 #include "../../adamw/adamw_cuda.h"
 #include "../../attention/attention_cuda.h"
 #include "../../bias_gelu/bias_gelu_cuda.h"
+#include "../../dropout/dropout_cuda.h"
+#include "../../embedding/embedding_cuda.h"
 #include "../../masked_lm_loss/masked_lm_loss_cuda.h"
 #include "../../residual_norm/residual_norm_cuda.h"
 #include "entry.h"
@@ -31,6 +33,8 @@ constexpr Layout kLayouts[] = {
     {"AdamWTensor", sizeof(tunecore::AdamWTensor)},
     {"AttentionCuda", sizeof(tunecore::cuda::AttentionCuda)},
     {"BiasGeluCuda", sizeof(tunecore::cuda::BiasGeluCuda)},
+    {"DropoutCuda", sizeof(tunecore::cuda::DropoutCuda)},
+    {"EmbeddingCuda", sizeof(tunecore::cuda::EmbeddingCuda)},
     {"LdmatrixProbe", sizeof(tunecore::cuda::LdmatrixProbe)},
     {"MaskedLmLossCuda", sizeof(tunecore::cuda::MaskedLmLossCuda)},
     {"MmaProbe", sizeof(tunecore::cuda::MmaProbe)},

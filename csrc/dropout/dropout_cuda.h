@@ -1,0 +1,15 @@
+// Dropout by counter on a GPU. All pointers are to memory of `device`.
+#pragma once
+#include "dropout.h"
+
+namespace tunecore::cuda {
+
+struct DropoutCuda {
+  DropoutParams p;  // x and out float, bf16 or f16; out may be x
+  int32_t device;
+  int32_t dtype;
+};
+
+}  // namespace tunecore::cuda
+
+extern "C" const char* tunecore_cuda_dropout(const tunecore::cuda::DropoutCuda* c, void* stream);
