@@ -109,6 +109,10 @@ class _Watch:
 
     def start(self, workers: Sequence[Any]) -> None:
         self._workers = workers
+        # The loader's iterator uses it, and its first use imports a module: an error raised into that import would be
+        # swallowed there, and printed with its traceback.
+        with torch.profiler.record_function("data workers"):
+            pass
         threading.Thread(target=self._look, daemon=True).start()
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             self._torch = signal.getsignal(signal.SIGCHLD)
