@@ -62,8 +62,9 @@ test-cuda-emulated: setup ## tests of the CUDA kernels on the CPU: no nvcc, no G
 build-cuda: setup ## tunecore/libtunecore_cuda.so by nvcc; CUDA_ARCHS="90" for one compute capability
 	$(BIN)/python csrc/build_cuda.py
 
+# One architecture, to see that nvcc takes the sources; twice the kernels would take twice the minutes.
 build-cuda-if-nvcc: setup
-	@$(BIN)/python csrc/build_cuda.py --if-nvcc
+	@CUDA_ARCHS="$${CUDA_ARCHS:-90}" $(BIN)/python csrc/build_cuda.py --if-nvcc
 
 test-python: setup ## pytest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
