@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kThreads) dropout(const DropoutCuda c) {
     load_row_pack<true, T>(x, in, 0, left);
   else
     load_row_pack<false, T>(x, in, 0, left);
-  drop(x, p, first);
+  drop(x, load(global<const uint64_t>(c.rng_key)), p, first);
   if (kWhole && left == kRowPack)
     store_row_pack<true, T>(out, 0, left, x);
   else

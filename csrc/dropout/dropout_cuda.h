@@ -6,6 +6,7 @@ namespace tunecore::cuda {
 
 struct DropoutCuda {
   DropoutParams p;  // x and out float, bf16 or f16; out may be x
+  const uint64_t* rng_key;  // read in place of p.rng_key, so that no host waits for it
   int32_t device;
   int32_t dtype;
 };

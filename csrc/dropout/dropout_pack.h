@@ -6,11 +6,11 @@
 
 namespace tunecore::cuda {
 
-// x times the scale where kept, else 0. `p` has rng_key, site and drop_below; x[0] is element `first`, a multiple of 8.
+// x times the scale where kept, else 0. `p` has site and drop_below; x[0] is element `first`, a multiple of 8.
 template <class Params>
-__device__ __forceinline__ void drop(float (&x)[kRowPack], const Params& p, int64_t first) {
+__device__ __forceinline__ void drop(float (&x)[kRowPack], uint64_t key, const Params& p, int64_t first) {
   const uint64_t block = uint64_t(first) >> 3;
-  const Philox4 r = philox4x32_10(philox_site_key(p.rng_key, p.site), uint32_t(p.rng_key >> 32), uint32_t(block),
+  const Philox4 r = philox4x32_10(philox_site_key(key, p.site), uint32_t(key >> 32), uint32_t(block),
                                   uint32_t(block >> 32), kDropoutDomain, 0);
   const float scale = 65536.0f / float(65536 - int(p.drop_below));
   for (int i = 0; i < kRowPack; ++i) x[i] = (r.w[i / 2] >> 16 * (i % 2) & 0xFFFFu) >= p.drop_below ? x[i] * scale : 0.0f;

@@ -11,6 +11,10 @@ namespace {
 
 constexpr int64_t kMostParts = 512;
 
+__device__ __forceinline__ uint64_t key_of(const ResidualNormCuda& c) {
+  return c.p.drop_below ? load(global<const uint64_t>(c.rng_key)) : 0;
+}
+
 template <class T, bool kWhole, int kPacks, int kThreads>
 __global__ void __launch_bounds__(kThreads, 1) norm_forward(const ResidualNormCuda c) {
   TC_SMEM(float, scratch);
@@ -20,6 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_forward(const ResidualNormCu
   const auto row_of = [&](const void* x) { return global<const T>(x) + (x ? start : 0); };
   const auto z_E = row_of(p.plain ? p.z_TE : p.x_TE), residual_E = row_of(p.residual_TE);
   const auto input_bias_E = global<const T>(p.input_bias_E);
+  const uint64_t key = key_of(c);
   float z[kPacks][kRowPack], sum = 0.0f;
   for (int k = 0; k < kPacks; ++k) {
     const int e = kRowPack * int(threadIdx.x + k * blockDim.x);
@@ -30,7 +35,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_forward(const ResidualNormCu
         load_row_pack<kWhole, T>(other, input_bias_E, e, width);
         for (int i = 0; i < kRowPack; ++i) z[k][i] += other[i];
       }
-      if (p.drop_below) drop(z[k], p, start + e);
+      if (p.drop_below) drop(z[k], key, p, start + e);
       if (residual_E) {
         load_row_pack<kWhole, T>(other, residual_E, e, width);
         for (int i = 0; i < kRowPack; ++i) z[k][i] += other[i];
@@ -70,6 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_backward(const ResidualNormC
   const int width = int(p.width);
   const auto weight_E = global<const T>(p.weight_E);
   const auto stats_T2 = global<const float>(p.stats_T2);
+  const uint64_t key = key_of(c);
   float sums[kResidualNormSums][kPacks][kRowPack] = {};
   for (int64_t row = blockIdx.x; row < c.rows; row += gridDim.x) {
     const int64_t start = row * width;
@@ -97,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, 1) norm_backward(const ResidualNormC
       for (int i = 0; i < kRowPack; ++i) g[k][i] = (g[k][i] - g_mean - n[k][i] * gn_mean) * scale;
       store_row_pack<kWhole, T>(global<T>(p.dz_TE) + start, e, width, g[k]);
       if (p.dx_TE) {
-        drop(g[k], p, start + e);
+        drop(g[k], key, p, start + e);
         store_row_pack<kWhole, T>(global<T>(p.dx_TE) + start, e, width, g[k]);
       }
       for (int i = 0; i < kRowPack; ++i) sums[2][k][i] += g[k][i];

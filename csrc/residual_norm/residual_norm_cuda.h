@@ -6,6 +6,7 @@ namespace tunecore::cuda {
 
 struct ResidualNormCuda {
   ResidualNormParams p;  // x, z and their kin float, bf16 or f16
+  const uint64_t* rng_key;  // where drop_below is not 0, read in place of p.rng_key, so that no host waits for it
   int64_t rows;
   float* sums_3E;        // backward: written, as the CPU's sums
   float* parts_B3E;      // backward: scratch, B = tunecore_cuda_residual_norm_parts(rows)

@@ -51,8 +51,8 @@ class ResidualNorm(Structure):
         ("x", c_void_p), ("residual", c_void_p), ("input_bias", c_void_p), ("z", c_void_p), ("weight", c_void_p),
         ("bias", c_void_p), ("y", c_void_p), ("stats", c_void_p), ("dy", c_void_p), ("dz", c_void_p), ("dx", c_void_p),
         ("width", c_int64), ("eps", c_float), ("plain", c_bool), ("centred", c_bool), ("rng_key", c_uint64),
-        ("site", c_uint32), ("drop_below", c_uint32), ("rows", c_int64), ("sums", c_void_p), ("parts", c_void_p),
-        ("device", c_int32), ("dtype", c_int32),
+        ("site", c_uint32), ("drop_below", c_uint32), ("rng_key_at", c_void_p), ("rows", c_int64), ("sums", c_void_p),
+        ("parts", c_void_p), ("device", c_int32), ("dtype", c_int32),
     ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Dropout(Structure):
 
     _fields_ = [
         ("x", c_void_p), ("out", c_void_p), ("count", c_int64), ("rng_key", c_uint64), ("site", c_uint32),
-        ("drop_below", c_uint32), ("device", c_int32), ("dtype", c_int32),
+        ("drop_below", c_uint32), ("rng_key_at", c_void_p), ("device", c_int32), ("dtype", c_int32),
     ]  # fmt: skip
 
 
@@ -225,6 +225,11 @@ def _at(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
 
 
+def _beside(key: Tensor | None, like: Tensor) -> Tensor | None:
+    """Dropout's key on the device of a kernel's tensors."""
+    return None if key is None else key.to(like.device)
+
+
 def _call(entry: str, params: Structure, like: Tensor) -> None:
     """Run an entry on the current stream of the tensor's device; NativeError with its words where it fails."""
     params.device = like.device.index or 0
@@ -260,20 +265,25 @@ def masked_lm_loss(
 
 def residual_norm_forward(
     x: Tensor | None, residual: Tensor | None, input_bias: Tensor | None, z: Tensor, weight: Tensor,
-    bias: Tensor | None, y: Tensor, stats: Tensor, eps: float, centred: bool, drop_below: int, key: int, site: int,
+    bias: Tensor | None, y: Tensor, stats: Tensor, eps: float, centred: bool, drop_below: int, key: Tensor | None,
+    site: int,
 ) -> None:  # fmt: skip
-    """The arguments of the compiled core's function of that name, all contiguous; [T, E] and [E]."""
+    """The arguments of the compiled core's function of that name, all contiguous; [T, E] and [E].
+
+    The key is the int64 scalar itself, here and below: to read it would be to wait for the device.
+    """
+    key = _beside(key, z)
     params = ResidualNorm(
         x=_at(x), residual=_at(residual), input_bias=_at(input_bias), z=_at(z), weight=_at(weight), bias=_at(bias),
-        y=_at(y), stats=_at(stats), width=z.shape[1], eps=eps, plain=x is None, centred=centred, rng_key=key,
-        site=site, drop_below=drop_below, rows=z.shape[0], dtype=DTYPES[z.dtype],
+        y=_at(y), stats=_at(stats), width=z.shape[1], eps=eps, plain=x is None, centred=centred, site=site,
+        drop_below=drop_below, rng_key_at=_at(key), rows=z.shape[0], dtype=DTYPES[z.dtype],
     )  # fmt: skip
     _call("residual_norm_forward", params, z)
 
 
 def residual_norm_backward(
     dy: Tensor, z: Tensor, input_bias: Tensor | None, weight: Tensor, stats: Tensor, dz: Tensor, dx: Tensor | None,
-    sums: Tensor, centred: bool, drop_below: int, key: int, site: int,
+    sums: Tensor, centred: bool, drop_below: int, key: Tensor | None, site: int,
 ) -> None:  # fmt: skip
     """The arguments of the compiled core's function of that name, all contiguous."""
     assert _library is not None
@@ -282,10 +292,11 @@ def residual_norm_backward(
         sums.zero_()
         return
     parts = torch.empty(_library.tunecore_cuda_residual_norm_parts(rows) * sums.numel(), device=z.device)
+    key = _beside(key, z)
     params = ResidualNorm(
         input_bias=_at(input_bias), z=_at(z), weight=_at(weight), stats=_at(stats), dy=_at(dy), dz=_at(dz), dx=_at(dx),
-        width=width, centred=centred, rng_key=key, site=site, drop_below=drop_below, rows=rows, sums=_at(sums),
-        parts=_at(parts), dtype=DTYPES[z.dtype],
+        width=width, centred=centred, site=site, drop_below=drop_below, rng_key_at=_at(key), rows=rows,
+        sums=_at(sums), parts=_at(parts), dtype=DTYPES[z.dtype],
     )  # fmt: skip
     _call("residual_norm_backward", params, z)
 
@@ -318,9 +329,14 @@ def bias_gelu_backward(
     _call("bias_gelu_backward", params, x)
 
 
-def dropout(x: Tensor, out: Tensor, drop_below: int, key: int, site: int) -> None:
-    """The arguments of the compiled core's function of that name, all flat and contiguous."""
-    _call("dropout", Dropout(_at(x), _at(out), x.numel(), key, site, drop_below, dtype=DTYPES[x.dtype]), x)
+def dropout(x: Tensor, out: Tensor, drop_below: int, key: Tensor | None, site: int) -> None:
+    """The arguments of the compiled core's function of that name, contiguous and of any shape."""
+    key = _beside(key, x)
+    params = Dropout(
+        x=_at(x), out=_at(out), count=x.numel(), site=site, drop_below=drop_below, rng_key_at=_at(key),
+        dtype=DTYPES[x.dtype],
+    )  # fmt: skip
+    _call("dropout", params, x)
 
 
 def embedding_backward(dout: Tensor, ids: Tensor, dtable: Tensor, padding: int) -> None:

@@ -21,6 +21,11 @@ def kernel_words(p: float, key: Tensor, site: int) -> tuple[int, int, int]:
     return dropout_threshold(p), int(key) & 0xFFFFFFFFFFFFFFFF, site & 0xFFFFFFFF
 
 
+def device_words(p: float, key: Tensor | None, site: int) -> tuple[int, Tensor | None, int]:
+    """The same for kernels of a GPU, which read the key themselves; None with a threshold of 0 only."""
+    return dropout_threshold(p), key, site & 0xFFFFFFFF
+
+
 def dropout(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
     """Set elements of ``x`` to 0 with probability ``p`` and multiply the others by 1 / (1 - p).
 
@@ -50,11 +55,11 @@ def _dropout_op(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
         return dropout_reference(x, p, key, site)
     x = x.contiguous()
     out = torch.empty_like(x)
-    flat, words = (x.view(-1), out.view(-1)), kernel_words(p, key, site)
     if on_gpu:
-        _cuda.dropout(*flat, *words)
+        _cuda.dropout(x, out, *device_words(p, key, site))
     else:
-        _native.core().dropout(*map(_native.dl, flat), *words, _native.threads())
+        flat = _native.dl(x.view(-1)), _native.dl(out.view(-1))
+        _native.core().dropout(*flat, *kernel_words(p, key, site), _native.threads())
     return out
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _cuda, _native
-from tunecore.ops.dropout import kernel_words
+from tunecore.ops.dropout import device_words, kernel_words
 from tunecore.ops.reference import dropout_threshold, residual_norm_reference
 
 _SUMS = 3  # rows of the backward kernel's sums: of weight, bias, input_bias
@@ -109,11 +109,11 @@ def _forward_op(
     tensors = (
         None if plain else x, residual, input_bias, x if plain else z, weight_E.contiguous(), bias, _native.rows(out_TE)
     )  # fmt: skip
-    options = (eps, centred, *_draw(p, key, site))
     if _cuda.serves(x):
-        _cuda.residual_norm_forward(*tensors, stats, *options)
+        _cuda.residual_norm_forward(*tensors, stats, eps, centred, *device_words(p, key, site))
     else:
-        _native.core().residual_norm_forward(*map(_native.dl, (*tensors, stats)), *options, _native.threads())
+        options = (eps, centred, *_draw(p, key, site), _native.threads())
+        _native.core().residual_norm_forward(*map(_native.dl, (*tensors, stats)), *options)
     return out_TE, z.view(x_TE.shape) if not plain else z, stats
 
 
@@ -144,11 +144,11 @@ def _backward_op(
         _native.rows(dy_TE.contiguous()), z, bias, weight_E.contiguous(), stats_T2, _native.rows(dz_TE),
         _native.rows(dx_TE) if dropped else None, sums,
     )  # fmt: skip
-    options = (centred, *_draw(p, key, site))
     if _cuda.serves(z):
-        _cuda.residual_norm_backward(*tensors, *options)
+        _cuda.residual_norm_backward(*tensors, centred, *device_words(p, key, site))
     else:
-        _native.core().residual_norm_backward(*map(_native.dl, tensors), *options, _native.threads())
+        options = (centred, *_draw(p, key, site), _native.threads())
+        _native.core().residual_norm_backward(*map(_native.dl, tensors), *options)
     return dz_TE, dx_TE, sums
 
 

@@ -10,8 +10,12 @@ using tests::number;
 
 namespace {
 
-DropoutCuda params(const void* x, void* out, int64_t count, DType dtype) {
-  return {{x, out, count, 0xFEDCBA9876543210ull, 11, 6554}, 0, int32_t(dtype)};
+constexpr uint64_t kKey = 0xFEDCBA9876543210ull;
+
+Buffer<uint64_t> key() { return Buffer<uint64_t>::input("rng_key", {kKey}); }
+
+DropoutCuda params(const void* x, void* out, int64_t count, DType dtype, const Buffer<uint64_t>& at) {
+  return {{x, out, count, kKey, 11, 6554}, at.data(), 0, int32_t(dtype)};
 }
 
 template <class T>
@@ -19,8 +23,9 @@ void against_double(int64_t count, size_t shift = 0) {
   tests::Numbers numbers(3);
   const auto x = tests::rounded<T>(numbers.vector(size_t(count) + shift));
   auto in = Buffer<T>::input("x", x), out = Buffer<T>::output("out", x.size()), same = Buffer<T>::in_place("same", x);
-  const DropoutCuda c = params(in.data() + shift, out.data() + shift, count, tests::kDType<T>);
-  const DropoutCuda in_place = params(same.data() + shift, same.data() + shift, count, tests::kDType<T>);
+  const auto rng_key = key();
+  const DropoutCuda c = params(in.data() + shift, out.data() + shift, count, tests::kDType<T>, rng_key);
+  const DropoutCuda in_place = params(same.data() + shift, same.data() + shift, count, tests::kDType<T>, rng_key);
   for (const DropoutCuda& one : {c, in_place}) {
     const char* const error = tunecore_cuda_dropout(&one, nullptr);
     CHECK(tests::has(error ? error : "none", "none"));
@@ -49,13 +54,14 @@ TEST(cuda_dropout_draws_by_counter) {
 TEST(cuda_dropout_of_a_dropped_nan_is_zero) {
   std::vector<float> x(4096, NAN);
   auto in = Buffer<float>::input("x", x), out = Buffer<float>::output("out", x.size());
-  const DropoutCuda c = params(in.data(), out.data(), 4096, DType::f32);
+  const auto rng_key = key();
+  const DropoutCuda c = params(in.data(), out.data(), 4096, DType::f32, rng_key);
   CHECK(tunecore_cuda_dropout(&c, nullptr) == nullptr);
   for (int64_t n = 0; n < 4096; ++n) CHECK(tests::kept(c.p, n) ? std::isnan(out[size_t(n)]) : out[size_t(n)] == 0.0f);
 }
 
 TEST(cuda_dropout_refuses_to_drop_everything) {
-  DropoutCuda c = params(nullptr, nullptr, 8, DType::f32);
+  DropoutCuda c = params(nullptr, nullptr, 8, DType::f32, key());
   c.p.drop_below = 65536;
   CHECK(tests::has(tunecore_cuda_dropout(&c, nullptr), "less than 65536"));
 }

@@ -26,6 +26,7 @@ struct Problem {
   Values x, residual, dy, input_bias, weight, bias;
   Buffer<T> x_TE, residual_TE, dy_TE, input_bias_E, weight_E, bias_E, z_TE, y_TE, dz_TE, dx_TE;
   Buffer<float> stats, sums, parts;
+  Buffer<uint64_t> rng_key;
   ResidualNormCuda c{};
 
   Values values(tests::Numbers& numbers, size_t n) { return tests::rounded<T>(numbers.vector(n + before)); }
@@ -40,7 +41,8 @@ struct Problem {
         z_TE(Buffer<T>::output("z", count + before)), y_TE(Buffer<T>::output("y", count + before)),
         dz_TE(Buffer<T>::output("dz", count + before)), dx_TE(Buffer<T>::output("dx", count + before)),
         stats(Buffer<float>::output("stats", 2 * size_t(of.rows))), sums(Buffer<float>::output("sums", 3 * E)),
-        parts(Buffer<float>::output("parts", size_t(tunecore_cuda_residual_norm_parts(of.rows)) * 3 * E)) {
+        parts(Buffer<float>::output("parts", size_t(tunecore_cuda_residual_norm_parts(of.rows)) * 3 * E)),
+        rng_key(Buffer<uint64_t>::input("rng_key", {0xFEDCBA9876543210ull})) {
     ResidualNormParams& p = c.p;
     if (!of.plain) p.x_TE = x_TE.data() + before, p.residual_TE = residual_TE.data() + before;
     if (!of.plain) p.input_bias_E = input_bias_E.data() + before;
@@ -49,8 +51,8 @@ struct Problem {
     p.y_TE = y_TE.data() + before, p.stats_T2 = stats.data(), p.dy_TE = dy_TE.data() + before;
     p.dz_TE = dz_TE.data() + before, p.dx_TE = of.drop_below ? dx_TE.data() + before : nullptr;
     p.width = of.width, p.eps = 1e-3f, p.plain = of.plain, p.centred = of.centred;
-    p.rng_key = 0xFEDCBA9876543210ull, p.site = 5, p.drop_below = of.drop_below;
-    c.rows = of.rows, c.sums_3E = sums.data(), c.parts_B3E = parts.data(), c.dtype = int32_t(tests::kDType<T>);
+    p.rng_key = rng_key[0], p.site = 5, p.drop_below = of.drop_below;
+    c.rng_key = rng_key.data(), c.rows = of.rows, c.sums_3E = sums.data(), c.parts_B3E = parts.data(), c.dtype = int32_t(tests::kDType<T>);
   }
 
   void run() {
