@@ -2,12 +2,14 @@
 
 Only a module of exactly an expected type is swapped, and its forward asks each time whether its parts still are what
 they were: a part that was replaced (by an adapter, say) or hooked, autocast, or a tensor no kernel serves takes the
-module's own way. Shape letters: T rows, E hidden width, F feed-forward width.
+module's own way. On a GPU all do, unless the environment sets TUNECORE_CUDA_LAYERS=1. Shape letters: T rows, E hidden
+width, F feed-forward width.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,7 +22,13 @@ from transformers.pytorch_utils import Conv1D
 
 from tunecore.models.invocation import invocation, site_of_call
 from tunecore.models.packed import with_many_names
-from tunecore.ops import NormDropout, _native, bias_gelu, dropout, embedding, linear, residual_norm
+from tunecore.ops import NormDropout, _cuda, _native, bias_gelu, dropout, embedding, linear, residual_norm
+
+SWITCH = "TUNECORE_CUDA_LAYERS"
+ON_GPU = os.environ.get(SWITCH) == "1"
+"""Whether layers on a GPU run on our kernels: not by default, until one has shown that it pays. A plain constant, so
+that a graph compiler can look at it.
+"""
 
 
 def _named(parts: tuple[str, ...], prefixes: Mapping[str, str]) -> frozenset[tuple[str, str]]:
@@ -65,7 +73,7 @@ class CounterDropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         """Dropout of ``input``, of any shape."""
         draw = self.draw()
-        return super().forward(input) if draw is None or not _native.serves(input) else dropout(input, *draw)
+        return super().forward(input) if draw is None or not _served(input) else dropout(input, *draw)
 
     @property
     def drops(self) -> bool:
@@ -105,7 +113,7 @@ class KernelLayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """The norm of ``input`` [..., E]."""
-        if _is_affine(self) and _native.serves(input) and input.dtype == self.weight.dtype:
+        if _is_affine(self) and _norm_served(input) and input.dtype == self.weight.dtype:
             return residual_norm(input, self.weight, self.bias, eps=self.eps)
         return super().forward(input)
 
@@ -118,7 +126,7 @@ class KernelRMSNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The norm of ``hidden_states`` [..., E]."""
-        if not _native.serves(hidden_states) or hidden_states.dtype != self.weight.dtype:
+        if not _norm_served(hidden_states) or hidden_states.dtype != self.weight.dtype:
             normed: Tensor = super().forward(hidden_states)
             return normed
         return residual_norm(hidden_states, self.weight, eps=self.variance_epsilon, centred=False)
@@ -129,7 +137,7 @@ class KernelEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of the table [*T, E]."""
-        if self.max_norm is not None or self.scale_grad_by_freq or self.sparse:
+        if self.max_norm is not None or self.scale_grad_by_freq or self.sparse or not _served(self.weight):
             return super().forward(input)
         return embedding(input, self.weight, padding_idx=self.padding_idx)
 
@@ -139,7 +147,7 @@ class KernelGelu(GELUActivation):
 
     def forward(self, input: Tensor) -> Tensor:
         """gelu(input), by erf."""
-        return bias_gelu(input) if _native.serves(input) else super().forward(input)
+        return bias_gelu(input) if _served(input) else super().forward(input)
 
 
 class KernelNewGelu(NewGELUActivation):
@@ -147,7 +155,7 @@ class KernelNewGelu(NewGELUActivation):
 
     def forward(self, input: Tensor) -> Tensor:
         """gelu(input), by tanh."""
-        return bias_gelu(input, tanh=True) if _native.serves(input) else super().forward(input)
+        return bias_gelu(input, tanh=True) if _served(input) else super().forward(input)
 
 
 class FusedOutput(nn.Module):
@@ -164,7 +172,7 @@ class FusedOutput(nn.Module):
         if not plain or not _is_affine(norm) or not _fits(hidden_states, dense.weight, norm.weight):
             return super().forward(hidden_states, input_tensor)
         draw = drop.draw()
-        if drop.drops and draw is None:
+        if (drop.drops and draw is None) or not _norm_served(input_tensor):
             return super().forward(hidden_states, input_tensor)
         return residual_norm(
             linear(hidden_states, dense.weight), norm.weight, norm.bias, eps=norm.eps,
@@ -286,6 +294,16 @@ def is_unhooked(module: Any) -> bool:
     return not any(getattr(module, name) for name in hooks)
 
 
+def _served(x: Tensor) -> bool:
+    """Whether layers run on our kernels for tensors like ``x``."""
+    return _native.serves(x) or (ON_GPU and _cuda.serves(x))
+
+
+def _norm_served(x: Tensor) -> bool:
+    """The same for norms over rows like those of ``x``."""
+    return _native.serves(x) or (ON_GPU and _cuda.serves_norm(x))
+
+
 def _is_plain(module: Any, kind: type) -> bool:
     """Exactly of that type, and without hooks."""
     return type(module) is kind and is_unhooked(module)
@@ -297,6 +315,6 @@ def _is_affine(norm: nn.LayerNorm) -> bool:
 
 def _fits(hidden: Tensor, *weights: Tensor) -> bool:
     """Whether kernels serve these tensors as they are."""
-    if torch.is_autocast_enabled(hidden.device.type) or not _native.serves(hidden):
+    if torch.is_autocast_enabled(hidden.device.type) or not _served(hidden):
         return False
     return all(weight.dtype == hidden.dtype for weight in weights)
