@@ -221,7 +221,9 @@ def test_a_signal_before_the_training_has_its_code_and_no_traceback(tune, monkey
     tune("init")
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(FakeEngine, "run", lambda self: os.kill(os.getpid(), number))
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     left, _, told = tune("pretrain", "run.yaml")
+    signal.signal(signal.SIGINT, ctrl_c)
     assert (left, told) == (code, "interrupted; the same command goes on from what is saved\n")
     assert signal.getsignal(signal.SIGTERM) is before
 
