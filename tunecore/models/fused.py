@@ -169,10 +169,11 @@ class FusedOutput(nn.Module):
         """[..., F] and [..., E] -> [..., E]."""
         dense, norm, drop = self.dense, self.LayerNorm, self.dropout
         plain = _is_plain(dense, KernelLinear) and _is_plain(norm, KernelLayerNorm) and _is_plain(drop, CounterDropout)
-        if not plain or not _is_affine(norm) or not _fits(hidden_states, dense.weight, norm.weight):
+        fits = _fits(hidden_states, dense.weight, norm.weight) and _norm_served(input_tensor)
+        if not plain or not _is_affine(norm) or not fits:
             return super().forward(hidden_states, input_tensor)
         draw = drop.draw()
-        if (drop.drops and draw is None) or not _norm_served(input_tensor):
+        if drop.drops and draw is None:
             return super().forward(hidden_states, input_tensor)
         return residual_norm(
             linear(hidden_states, dense.weight), norm.weight, norm.bias, eps=norm.eps,
