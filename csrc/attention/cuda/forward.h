@@ -45,15 +45,7 @@ __device__ __forceinline__ void finish_scores(float (&x)[kM][kN][4], const Atten
         for (int n = 0; n < kN; ++n)
           TC_UNROLL
           for (int e = 0; e < 2; ++e) x[m][n][2 * half + e] += load(bias, 8 * n + lane.column + e - row);
-      if (!masked) continue;
-      const Range seen = s.seen_by(p, query + row);
-      TC_UNROLL
-      for (int n = 0; n < kN; ++n)
-        TC_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          const int j = key + 8 * n + lane.column + e;
-          if (j < seen.begin || j >= seen.end) x[m][n][2 * half + e] = -INFINITY;
-        }
+      if (masked) set_unseen(x[m], half, s.seen_by(p, query + row), key, -INFINITY);
     }
 }
 

@@ -61,10 +61,9 @@ struct QueryStream {
     cp_async_commit();
     for (int n = int(threadIdx.x); n < kQueries; n += kAttentionThreads) {
       const bool inside = query + n < s.queries;
-      const int64_t at = head * p.tokens + s.first_q + query + n;
-      const float value = inside ? load(global<const float>(p.lse_HT), at) : -INFINITY;
-      store(lse(stage), n, value == -INFINITY ? INFINITY : value * kLog2E);  // no weights where nothing is seen
-      store(delta(stage), n, inside ? load(global<const float>(c.delta_HT), at) : 0.0f);
+      const int token = s.first_q + query + n;
+      store(lse(stage), n, load_lse(p, head, token, inside));
+      store(delta(stage), n, inside ? load(global<const float>(c.delta_HT), head * p.tokens + token) : 0.0f);
     }
     const int nearest = first_key - s.place(query + kQueries - 1);
     if (has_bias(p)) fill_bias(p, lse(stage) + 2 * kQueries, head, nearest, Shape::kDistances - 1);
@@ -133,6 +132,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) key_gradi
   const int kv_head = int(blockIdx.y), first_row = int(threadIdx.x) / kWarp * Shape::kWarpKeys;
   const int key = tile.first + first_row, key_end = at_most(key + Shape::kWarpKeys, s.keys);
   const Range sees = key < key_end ? s.that_see(p, key, key_end) : Range{0, 0};
+  Dropout dropout(c, s.index, 0);
   float dk[1][kD / 8][4], dv[1][kD / 8][4];
   clear(dk);
   clear(dv);
@@ -148,12 +148,12 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks) key_gradi
     float x[1][Shape::kQueries / 8][4], dscores[1][Shape::kQueries / 8][4];
     multiply<kD>(x, keys, stream.rows(stage));
     multiply<kD>(dscores, values, stream.douts(stage));
-    weights_and_gradients(x, dscores, stream, Dropout(c, s.index, head), query, key, stage, masked);
+    dropout.head = uint32_t(head);
+    weights_and_gradients(x, dscores, stream, dropout, query, key, stage, masked);
     add_product<kD>(dv, x, stream.douts(stage));
     add_product<kD>(dk, dscores, stream.rows(stage));
   });
-  const float grown = 65536.0f / float(65536 - int(p.drop_below));
-  const float by_dk[1][2] = {{p.scale, p.scale}}, by_dv[1][2] = {{grown, grown}};
+  const float by_dk[1][2] = {{p.scale, p.scale}}, by_dv[1][2] = {{dropout.grown, dropout.grown}};
   const int64_t stride = p.kv_heads * kD, at = (s.first_k + key) * stride + kv_head * kD;
   store_rows<kD>(dk, by_dk, keys, global<T>(p.dk_SKD) + at, stride, s.keys - key);
   store_rows<kD>(dv, by_dv, values, global<T>(p.dv_SKD) + at, stride, s.keys - key);

@@ -123,6 +123,19 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kM][kD / 8][4], c
   }
 }
 
+// One half of a warp's rows, at the keys from `key` on that it does not see.
+template <int kN>
+__device__ __forceinline__ void set_unseen(float (&x)[kN][4], int half, Range seen, int key, float value) {
+  const Lane lane;
+  TC_UNROLL
+  for (int n = 0; n < kN; ++n)
+    TC_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int j = key + 8 * n + lane.column + e;
+      if (j < seen.begin || j >= seen.end) x[n][2 * half + e] = value;
+    }
+}
+
 // Of the four lanes of a row.
 __device__ __forceinline__ float row_sum(float x) {
   x += __shfl_xor_sync(kAllLanes, x, 1);

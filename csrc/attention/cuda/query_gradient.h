@@ -77,7 +77,7 @@ struct BiasSums {
 
 // What a lane knows of its rows g and g + 8.
 struct GradientRows {
-  float lse[2];    // in units of log2; infinite where a row sees nothing, so that it has no weights
+  float lse[2];    // load_lse
   float delta[2];  // sum of dout * out
 };
 
@@ -90,8 +90,7 @@ __device__ __forceinline__ GradientRows load_rows(const AttentionCuda& c, const 
   for (int half = 0; half < 2; ++half) {
     const int i = query + 8 * half + lane.row, token = s.first_q + i;
     const bool inside = i < s.queries;
-    const float lse = inside ? load(global<const float>(p.lse_HT), head * p.tokens + token) : -INFINITY;
-    rows.lse[half] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+    rows.lse[half] = load_lse(p, head, token, inside);
     float sum = 0.0f;
     for (int d = 4 * lane.column; inside && d < kD; d += 32) {
       const auto out = load_pack<8>(global<const T>(p.out_THD), (token * p.heads + head) * kD + d);
@@ -129,15 +128,7 @@ __device__ __forceinline__ void score_gradients(const float (&x)[1][kN][4], floa
         dweights[0][n][2 * half + e] = exp2_approximately(score - rows.lse[half]) * (dweight - rows.delta[half]);
       }
     }
-    if (!masked) continue;
-    const Range seen = s.seen_by(p, query + row);
-    TC_UNROLL
-    for (int n = 0; n < kN; ++n)
-      TC_UNROLL
-      for (int e = 0; e < 2; ++e) {
-        const int j = key + 8 * n + lane.column + e;
-        if (j < seen.begin || j >= seen.end) dweights[0][n][2 * half + e] = 0.0f;
-      }
+    if (masked) set_unseen(dweights[0], half, s.seen_by(p, query + row), key, 0.0f);
   }
 }
 

@@ -88,6 +88,12 @@ __host__ __device__ __forceinline__ bool has_bias(const AttentionParams& p) {
   return p.alibi_slopes || p.relative_bias_BH;
 }
 
+// A query's log-denominator in units of log2; infinite where it sees nothing, or is none, so that it has no weights.
+__device__ __forceinline__ float load_lse(const AttentionParams& p, int head, int token, bool inside) {
+  const float lse = inside ? load(global<const float>(p.lse_HT), head * p.tokens + token) : -INFINITY;
+  return lse == -INFINITY ? INFINITY : lse * kLog2E;
+}
+
 // bias[n] for the distances lowest + n, in units of log2; by all threads of the block.
 __device__ __forceinline__ void fill_bias(const AttentionParams& p, Shared<float> bias, int head, int lowest, int count) {
   const int reach = int(p.reach);

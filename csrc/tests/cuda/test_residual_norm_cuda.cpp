@@ -52,7 +52,8 @@ struct Problem {
     p.dz_TE = dz_TE.data() + before, p.dx_TE = of.drop_below ? dx_TE.data() + before : nullptr;
     p.width = of.width, p.eps = 1e-3f, p.plain = of.plain, p.centred = of.centred;
     p.rng_key = rng_key[0], p.site = 5, p.drop_below = of.drop_below;
-    c.rng_key = rng_key.data(), c.rows = of.rows, c.sums_3E = sums.data(), c.parts_B3E = parts.data(), c.dtype = int32_t(tests::kDType<T>);
+    c.rng_key = rng_key.data(), c.rows = of.rows, c.sums_3E = sums.data(), c.parts_B3E = parts.data();
+    c.dtype = int32_t(tests::kDType<T>);
   }
 
   void run() {
