@@ -106,22 +106,22 @@ def write_model_folder(folder: Path, write: Callable[[Path], object]) -> None:
             make_folder(target.parent)
             os.replace(path, target)
             sync(target.parent)
-    shutil.rmtree(stage, ignore_errors=True)
 
 
 @contextmanager
 def _stage(stage: Path, what: str, hint: str) -> Iterator[Path]:
-    """A new folder to write into; it goes where that fails, and an error of the disk names ``what`` was written."""
+    """A new folder to write into, gone in the end if not moved; an error of the disk names ``what`` was written."""
     try:
         make_folder(stage.parent)
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir()
         yield stage
     except BaseException as error:
-        shutil.rmtree(stage, ignore_errors=True)
         if not _is_of_the_disk(error):
             raise
         raise CheckpointError(f"cannot write {what}: {error}", hint=hint) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _is_of_the_disk(error: BaseException) -> bool:

@@ -1,6 +1,6 @@
 """Training steps of BERT, GPT-2 and T5 on the CUDA kernels, emulated or on a GPU, against the same steps on the CPU.
 
-Needs no more than torch, transformers, numpy and pluggy: `make test-gpu` runs it on machines with nothing else.
+Needs no more than torch, transformers, numpy, pluggy and pytest, to run on machines with nothing else.
 """
 
 from __future__ import annotations
@@ -116,6 +116,13 @@ def on_cpu(monkeypatch, *given):
         return train(*given, "cpu")
 
 
+def both(monkeypatch, family, precision, rate):
+    """The steps on the CUDA kernels, and those of the CPU in float32."""
+    with torch.device("cpu"):
+        wanted = on_cpu(monkeypatch, family, "fp32", rate)
+        return train(family, precision, rate, "cuda" if _cuda._DEVICES == ("cuda",) else "cpu"), wanted
+
+
 def assert_same_steps(ours, wanted, tolerance, check_gradients):
     for got, right in zip(ours[0], wanted[0], strict=True):
         assert got == pytest.approx(right, rel=tolerance)
@@ -126,28 +133,19 @@ def assert_same_steps(ours, wanted, tolerance, check_gradients):
 def test_layers_on_the_kernels_train_as_on_the_cpu(calls, monkeypatch, assert_same_gradients, family):
     """With dropout: its masks are those of the CPU."""
     monkeypatch.setattr(fused, "ON_GPU", True)
-    with torch.device("cpu"):
-        wanted = on_cpu(monkeypatch, family, "fp32", 0.1)
-        ours = train(family, "fp32", 0.1, "cuda" if _cuda._DEVICES == ("cuda",) else "cpu")
-    assert_same_steps(ours, wanted, 1e-4, assert_same_gradients)
+    assert_same_steps(*both(monkeypatch, family, "fp32", 0.1), 1e-4, assert_same_gradients)
     entries = {"dropout", "embedding_backward", "masked_lm_loss", "adamw", "residual_norm_forward"}
     assert set(calls) >= entries | ({"bias_gelu_backward"} if family != "t5" else set())
 
 
 @pytest.mark.parametrize("family", list(OBJECTIVES))
 def test_by_default_a_gpu_keeps_the_layers_of_torch(calls, monkeypatch, assert_same_gradients, family):
-    with torch.device("cpu"):
-        wanted = on_cpu(monkeypatch, family, "fp32", 0.0)
-        ours = train(family, "fp32", 0.0, "cuda" if _cuda._DEVICES == ("cuda",) else "cpu")
-    assert_same_steps(ours, wanted, 1e-4, assert_same_gradients)
+    assert_same_steps(*both(monkeypatch, family, "fp32", 0.0), 1e-4, assert_same_gradients)
     assert set(calls) == {"masked_lm_loss", "adamw"}
 
 
 @pytest.mark.parametrize("family", list(OBJECTIVES))
 def test_bfloat16_trains_within_its_rounding(calls, monkeypatch, assert_same_gradients, family):
     monkeypatch.setattr(fused, "ON_GPU", True)
-    with torch.device("cpu"):
-        wanted = on_cpu(monkeypatch, family, "fp32", 0.0)
-        ours = train(family, "bf16", 0.0, "cuda" if _cuda._DEVICES == ("cuda",) else "cpu")
-    assert_same_steps(ours, wanted, 2e-2, assert_same_gradients)
+    assert_same_steps(*both(monkeypatch, family, "bf16", 0.0), 2e-2, assert_same_gradients)
     assert {"attention_forward", "attention_backward"} <= set(calls)

@@ -98,15 +98,14 @@ def backward(
     lse, delta = lse_HT.contiguous(), torch.empty_like(lse_HT, memory_format=torch.contiguous_format)
     params.out, params.lse, params.delta = out.data_ptr(), lse.data_ptr(), delta.data_ptr()
     params.dout, params.dq, params.dk, params.dv = _rows(dout), dq.data_ptr(), dk.data_ptr(), dv.data_ptr()
-    dbias, parts = None, None
-    if table is not None and want_dbias:
-        dbias = lse.new_zeros(table.shape)
+    dbias = lse.new_zeros(table.shape) if table is not None and want_dbias else None
+    parts = None
     if dbias is not None and dbias.numel():
         parts = lse.new_empty(_bias_parts(params))
         params.dbias, params.bias_parts = dbias.data_ptr(), parts.data_ptr()
     _cuda._call("attention_backward", params, q)
     del kept, parts
-    dq, dk, dv = (x if x.shape[2] == width else x[:, :, :width].contiguous() for x in (dq, dk, dv))
+    dq, dk, dv = (x[:, :, :width].contiguous() for x in (dq, dk, dv))
     return dq, dk, dv, dbias
 
 
