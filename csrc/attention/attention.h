@@ -60,5 +60,6 @@ extern const AttentionKernels attention_kernels_default;
 extern const AttentionKernels attention_kernels_avx2;
 extern const AttentionKernels attention_kernels_avx512;
 extern const AttentionKernels attention_kernels_avx512_bf16;
+extern const AttentionKernels attention_kernels_amx_bf16;
 
 }  // namespace tunecore

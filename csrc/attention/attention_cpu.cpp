@@ -40,6 +40,9 @@ const AttentionKernels& attention_kernels() {
 #ifdef TUNECORE_HAS_ATTENTION_AVX512_BF16
       {Capability::avx512_bf16, &attention_kernels_avx512_bf16},
 #endif
+#ifdef TUNECORE_HAS_ATTENTION_AMX_BF16
+      {Capability::amx_bf16, &attention_kernels_amx_bf16},
+#endif
   });
 }
 

@@ -1,7 +1,9 @@
-// The attention kernels with bf16 pairs multiplied in plain C++: the layouts of Bf16Unit, on any machine.
+// The attention kernels with bf16 pairs and tiles of them multiplied in plain C++: the layouts of Bf16Unit and AmxUnit,
+// on any machine.
 #define TUNECORE_ISA emulated
 #include "../common/cpu/isa_default.h"
-#include "../common/cpu/products.h"
+#include "../common/cpu/products_tiles.h"
+#include "bf16.h"
 
 namespace tunecore {
 namespace {
@@ -12,7 +14,7 @@ struct UnitOfBf16 {
   using Isa = IsaDefault;
   using F = IsaDefault::F;
   using U = IsaDefault::U;
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 2, kStep = Isa::kLanes, kRowStep = 1;
 
   static F bits(U x) {
     F out;
@@ -55,10 +57,40 @@ struct UnitOfBf16 {
   }
 };
 
+// A block is spoilt unless the registers were set up once.
+struct PlainTiles {
+  static thread_local int opened;
+  static void open() { ++opened; }
+  static void close() { --opened; }
+
+  static void block_16(const TileBlock& t) { block(t, 16); }
+  static void block_32(const TileBlock& t) { block(t, 32); }
+
+ private:
+  static void block(const TileBlock& t, int64_t rows) {
+    for (int64_t m = 0; m < rows; ++m)
+      for (int64_t n = 0; n < 32; ++n) {
+        float& c = *reinterpret_cast<float*>(reinterpret_cast<char*>(t.c) + m * t.c_stride + n * 4);
+        float sum = opened == 1 ? (t.add ? c : 0.0f) : NAN;
+        for (int64_t k = 0; k < 16 * t.steps; ++k) {
+          uint16_t a[2], b[2];
+          memcpy(a, t.a + m * t.a_stride + k * 4, 4);
+          memcpy(b, t.b + k * t.b_stride + n * 4, 4);
+          for (int i = 0; i < 2; ++i) sum += tests::from_bf16(a[i]) * tests::from_bf16(b[i]);
+        }
+        c = sum;
+      }
+  }
+};
+thread_local int PlainTiles::opened = 0;
+
+using TilesOfBf16 = TileUnit<UnitOfBf16, PlainTiles>;
+
 }  // namespace
 
 extern const struct AttentionKernels attention_kernels_emulated;
 
 }  // namespace tunecore
 
+#define TUNECORE_TILES
 #include "../attention/attention_cpu.inc"

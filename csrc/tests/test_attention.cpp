@@ -86,7 +86,7 @@ void compare(Case& c, const AttentionKernels& kernels) {
 }
 
 void for_each_variant(const std::function<void(const AttentionKernels&)>& body) {
-  for (Capability c : {Capability::baseline, Capability::avx2, Capability::avx512, Capability::avx512_bf16}) {
+  for (Capability c : kCapabilities) {
     if (c > detected_capability()) continue;
     set_capability(name_of(c));
     body(attention_kernels());
@@ -105,9 +105,18 @@ TEST(attention_matches_double) {
     });
 }
 
+// Tile registers take widths that are multiples of 32.
+TEST(attention_of_wide_heads_matches_double) {
+  for (Case& c : all_options()) {
+    c.width = 32;
+    for_each_variant([&](const AttentionKernels& kernels) { compare<uint16_t>(c, kernels); });
+  }
+}
+
 TEST(attention_does_not_depend_on_threads) {
   std::vector<Case> all = all_options();
   Case& c = all.back();
+  c.width = 32;
   for_each_variant([&](const AttentionKernels& kernels) {
     const Run<float> one(c, 1, kernels);
     const Run<uint16_t> half(c, 1, kernels);

@@ -6,7 +6,7 @@ namespace tunecore::tests {
 
 template <class Body>
 void for_each_variant(const Body& body) {
-  for (Capability c : {Capability::baseline, Capability::avx2, Capability::avx512, Capability::avx512_bf16}) {
+  for (Capability c : kCapabilities) {
     if (c > detected_capability()) continue;
     set_capability(name_of(c));
     body();

@@ -9,7 +9,7 @@ import torch
 from tunecore.ops import _cuda, _native
 
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
-ORDER = ("default", "avx2", "avx512", "avx512_bf16")
+ORDER = ("default", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tunecore.ops.reference import AttentionOptions, attention_backward_referenc
 
 pytestmark = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
 
-ORDER = ("default", "avx2", "avx512", "avx512_bf16")
+ORDER = ("default", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 VARIANTS = ORDER[: ORDER.index(_native.load().detected_capability()) + 1] if _native.info().available else ()
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2}
 LENGTHS = [(3, 3), (1, 1), (0, 0), (129, 129), (2, 40), (50, 7), (300, 300)]

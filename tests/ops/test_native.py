@@ -18,7 +18,7 @@ from tunecore import __version__, doctor
 from tunecore.errors import NativeError
 from tunecore.ops import _native
 
-ISAS = ["default", "avx2", "avx512", "avx512_bf16"]
+ISAS = ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def test_wide_instructions_only_where_they_belong(isa_objects):
         for path in objects:
             code = output("objdump", "-d", "--no-show-raw-insn", path)
             wide = sorted({match[0] for match in WIDE.finditer(code)})
-            if isa.startswith("avx512"):
+            if isa.startswith(("avx512", "amx")):
                 assert "%zmm" in code, f"{path}: the compiler made no use of {isa}"
             else:
                 assert not wide, f"{path}: {wide}"

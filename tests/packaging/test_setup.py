@@ -26,7 +26,7 @@ def fake_compiler(tmp_path, compiler):
 
 def test_setup_is_short_and_the_build_needs_no_torch():
     text = (ROOT / "setup.py").read_text()
-    assert len(text.splitlines()) < 150
+    assert len(text.splitlines()) < 160
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert sorted(re.split(r"[<>=]", r)[0] for r in requires) == ["ninja", "pybind11", "setuptools"]
     for path in [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[ch]*")]:

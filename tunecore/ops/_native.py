@@ -30,7 +30,7 @@ class NativeInfo:
     available: bool
     path: str | None = None
     variants: tuple[str, ...] = ()
-    """Instruction sets compiled in: default, avx2, avx512, avx512_bf16."""
+    """Instruction sets compiled in: default, avx2, avx512, avx512_bf16, amx_bf16."""
     capability: str | None = None
     """The instruction set in use (environment variable TUNECORE_CPU_CAPABILITY overrides)."""
     compiler: str | None = None

@@ -16,7 +16,9 @@
 
 namespace tunecore {
 
-enum class Capability { baseline, avx2, avx512, avx512_bf16 };  // each includes those before it
+enum class Capability { baseline, avx2, avx512, avx512_bf16, amx_bf16 };  // each includes those before it
+constexpr Capability kCapabilities[] = {Capability::baseline, Capability::avx2, Capability::avx512,
+                                        Capability::avx512_bf16, Capability::amx_bf16};
 
 const char* name_of(Capability capability);
 Capability detected_capability();  // what processor and system support

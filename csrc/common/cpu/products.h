@@ -3,6 +3,8 @@
 // Operands are made of 32-bit *units* along K: one float (FloatUnit), or two adjacent bf16 (Bf16Unit of units_bf16.h),
 // whose product with another unit is a dot product of two. A may lie anyhow: unit (m, k) is at a + m * sm + k * sk
 // bytes, so that A and its transpose are read alike. B has N units of one k adjacent. U is a unit on a trait (isa_*.h).
+// A unit says how a product of it may be cut: N and K * kPair are multiples of kStep; A, C have rows up to a multiple of
+// kRowStep, those of C past M are spoilt. Where kRowStep is not 1 (products_tiles.h), sk is 4.
 // Internal linkage: for per-ISA files.
 #pragma once
 #include <stdint.h>
@@ -15,7 +17,7 @@ template <class IsaT>
 struct FloatUnit {
   using Isa = IsaT;
   using F = typename Isa::F;
-  static constexpr int kPair = 1;
+  static constexpr int kPair = 1, kStep = Isa::kLanes, kRowStep = 1;
 
   static F broadcast(const char* a) {
     float x;
@@ -151,13 +153,23 @@ void pack_columns(const S* x, int64_t stride, int64_t rows, int64_t width, uint3
   }
 }
 
+// The kPair rows of X from row `r`; those past `rows` are zero. Widths up to 256.
+template <class U, class S>
+struct RowPair {
+  const S* rows[2];
+  RowPair(const S* x, int64_t stride, int64_t r, int64_t count) {
+    static const S zeros[256] = {};
+    for (int64_t i = 0; i < 2; ++i) rows[i] = r + i < count ? x + (r + i) * stride : zeros;
+  }
+  typename U::F units(int64_t first) const { return U::across(rows, first); }
+};
+
 // B = X: [ceil(rows / kPair)][width] units; missing rows of `padded` are zero. Width and `padded` suit kLanes, kPair.
 template <class U, class S>
 void pack_rows(const S* x, int64_t stride, int64_t rows, int64_t padded, int64_t width, uint32_t* out) {
-  static const S zeros[256] = {};
   for (int64_t r = 0; r < padded; r += U::kPair, out += width) {
-    const S* pair[2] = {r < rows ? x + r * stride : zeros, r + 1 < rows ? x + (r + 1) * stride : zeros};
-    for (int64_t d = 0; d < width; d += U::Isa::kLanes) U::store(out + d, U::across(pair, d));
+    const RowPair<U, S> pair(x, stride, r, rows);
+    for (int64_t d = 0; d < width; d += U::Isa::kLanes) U::store(out + d, pair.units(d));
   }
 }
 

@@ -8,7 +8,7 @@ namespace {
 struct Bf16Unit {
   using Isa = IsaAvx512;
   using F = __m512;  // carries bits
-  static constexpr int kPair = 2;
+  static constexpr int kPair = 2, kStep = Isa::kLanes, kRowStep = 1;
 
   static F broadcast(const char* a) {
     int32_t x;
