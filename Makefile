@@ -10,6 +10,10 @@ WORKERS ?= auto
 DEMO_ARGS ?=
 # Options all benchmarks have: make bench BENCH_ARGS=--quick shows within minutes whether they run.
 BENCH_ARGS ?=
+# make test-gpu GPU_ARGS=attention runs only the C++ tests of that name.
+GPU_ARGS ?=
+# The Python of the GPU targets, which install nothing: they need torch >= 2.11, transformers, numpy, pluggy and pytest.
+GPU_PYTHON ?= $(firstword $(wildcard $(VENV)/bin/python) $(PYTHON))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -21,8 +25,8 @@ PLUGIN_SITE := $(VENV)/plugin-site
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-python \
-    test-plugins test-slow test-faults bench clean distclean
+.PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-gpu \
+    test-python test-plugins test-slow test-faults bench clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
@@ -65,6 +69,9 @@ build-cuda: setup ## tunecore/libtunecore_cuda.so by nvcc; CUDA_ARCHS="90" for o
 # One architecture, to see that nvcc takes the sources; twice the kernels would take twice the minutes.
 build-cuda-if-nvcc: setup
 	@CUDA_ARCHS="$${CUDA_ARCHS:-90}" $(BIN)/python csrc/build_cuda.py --if-nvcc
+
+test-gpu: ## tests of the CUDA kernels on the GPU at hand, under compute-sanitizer too; error 77 where there is none
+	@$(GPU_PYTHON) csrc/tests/run_gpu.py $(GPU_ARGS)
 
 test-python: setup ## pytest
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)

@@ -27,11 +27,16 @@ FLAGS = [
 SPILL = re.compile(r"Function properties for (\w+)\n.*?(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
-def find_nvcc() -> str | None:
-    """$NVCC, else nvcc on the path, else that of $CUDA_HOME or the usual place."""
+def find_tool(name: str, variable: str) -> str | None:
+    """A program of the CUDA toolkit: $variable, else on the path, else that of $CUDA_HOME or the usual place."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    names = [os.environ.get("NVCC", ""), "nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    names = [os.environ.get(variable, ""), name, *(f"{home}/bin/{name}" for home in homes if home)]
     return next((found for name in names if name and (found := shutil.which(name))), None)
+
+
+def find_nvcc() -> str | None:
+    """Which nvcc to build with, None where there is none."""
+    return find_tool("nvcc", "NVCC")
 
 
 def version() -> str:
@@ -75,6 +80,12 @@ def compile_one(nvcc: str, source: Path, flags: list[str]) -> Path:
     return target
 
 
+def compile_all(nvcc: str, sources: list[Path], flags: list[str]) -> list[Path]:
+    """The objects of all, MAX_JOBS at once."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda source: compile_one(nvcc, source, flags), sources))
+
+
 def spills(report: str) -> list[str]:
     """The kernels of a ptxas report that keep registers in memory, with how many bytes."""
     found = SPILL.findall(report)
@@ -85,9 +96,7 @@ def build(nvcc: str, archs: list[str]) -> int:
     """Compile, link, report; 1 where a kernel spills."""
     defines = [f'-DTUNECORE_VERSION="{version()}"', f'-DTUNECORE_CUDA_ARCHS="{" ".join(archs)}"']
     flags = [*FLAGS, *arch_flags(archs), *defines]
-    sources = sorted((ROOT / "csrc").rglob("*.cu"))
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        objects = list(pool.map(lambda source: compile_one(nvcc, source, flags), sources))
+    objects = compile_all(nvcc, sorted((ROOT / "csrc").rglob("*.cu")), flags)
     report = "".join(target.with_suffix(".txt").read_text() for target in objects)
     (FOLDER / "report.txt").write_text(report)
     subprocess.run([nvcc, "-shared", "-cudart", "static", *map(str, objects), "-o", str(LIBRARY)], check=True)

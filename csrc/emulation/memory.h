@@ -76,8 +76,11 @@ class Buffer {
  public:
   static Buffer input(const std::string& name, const std::vector<T>& values) { return {name, values, false, true}; }
   static Buffer in_place(const std::string& name, const std::vector<T>& values) { return {name, values, true, true}; }
-  static Buffer output(const std::string& name, size_t count) {
-    return {name, std::vector<T>(count), true, false};
+  // The kernel is to write all but the first `before` elements.
+  static Buffer output(const std::string& name, size_t count, size_t before = 0) {
+    Buffer made(name, std::vector<T>(count), true, false);
+    for (size_t g = 0; g < before * sizeof(T) / made.region_->granule; ++g) made.region_->granules[g].initialised = true;
+    return made;
   }
   ~Buffer() {
     if (region_) remove_region(region_.get());
@@ -87,6 +90,8 @@ class Buffer {
   T* data() const { return reinterpret_cast<T*>(region_->begin); }
   const T& operator[](size_t i) const { return data()[i]; }
   size_t size() const { return region_->bytes / sizeof(T); }
+  std::vector<T> values() const { return {data(), data() + size()}; }
+  void set(size_t i, T value) { data()[i] = value; }
   // Index of the first element that no kernel wrote, or -1.
   int64_t unwritten() const {
     for (size_t g = 0; g < region_->granules.size(); ++g)

@@ -69,8 +69,15 @@ def cpu_sources(compiler: str, setup: ModuleType) -> tuple[list[Source], list[st
     return kept + [(path, []) for path in sorted((ROOT / "csrc" / "tests").glob("*.cpp"))], defines
 
 
-def build(target: Path, sources: list[Source], flags: list[str], compiler: str, setup: ModuleType) -> None:
-    """Compile into the folder of ``target`` and link it."""
+def build(
+    target: Path,
+    sources: list[Source],
+    flags: list[str],
+    compiler: str,
+    setup: ModuleType,
+    libraries: tuple[str, ...] = (),
+) -> None:
+    """Compile into the folder of ``target`` and link it, with ``libraries`` behind the objects."""
     common = [*compiler.split(), *(f for f in setup.COMMON if f != "-O3"), "-O1", "-g", *flags]
 
     def compile_one(item: Source) -> Path:
@@ -84,7 +91,7 @@ def build(target: Path, sources: list[Source], flags: list[str], compiler: str, 
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         objects = list(pool.map(compile_one, sources))
-    subprocess.run([*compiler.split(), *flags, *objects, "-o", target], check=True)
+    subprocess.run([*compiler.split(), *flags, *objects, *libraries, "-o", target], check=True)
 
 
 def run(name: str, sources_of: SourcesOf, passes: dict[str, list[str]], arguments: list[str]) -> int:

@@ -40,10 +40,10 @@ std::string caught(const Body& body) {
   return "";
 }
 
-inline bool has(const std::string& text, const std::string& part) {
-  const bool found = text.find(part) != std::string::npos;
-  if (!found) std::printf("'%s' is not in '%s'\n", part.c_str(), text.c_str());
-  return found;
-}
+// Kernels have run when their entry returns, and its words are all there is to say.
+inline std::string after_kernels() { return ""; }
+
+template <class T>
+using Buffer = emulation::Buffer<T>;
 
 }  // namespace tunecore::tests

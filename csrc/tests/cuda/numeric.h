@@ -2,7 +2,7 @@
 #pragma once
 #include "../../common/cuda/entry.h"
 #include "../../common/cuda/numbers.h"
-#include "emulated.h"
+#include "machine.h"
 
 namespace tunecore::tests {
 

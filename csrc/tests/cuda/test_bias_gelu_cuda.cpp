@@ -4,7 +4,7 @@
 
 using namespace tunecore;
 using namespace tunecore::cuda;
-using emulation::Buffer;
+using tests::Buffer;
 using tests::number;
 
 namespace {
@@ -29,19 +29,18 @@ void against_double(int64_t rows, int64_t width, bool tanh, bool with_bias, size
   const auto x = tests::rounded<T>(numbers.vector(count + shift, 4.0f));
   const auto bias = tests::rounded<T>(numbers.vector(F + shift)), dout = tests::rounded<T>(numbers.vector(count + shift));
   auto x_TF = Buffer<T>::input("x", x), bias_F = Buffer<T>::input("bias", bias), dout_TF = Buffer<T>::input("dout", dout);
-  auto out_TF = Buffer<T>::output("out", count + shift), dx_TF = Buffer<T>::output("dx", count + shift);
+  auto out_TF = Buffer<T>::output("out", count + shift, shift);
+  auto dx_TF = Buffer<T>::output("dx", count + shift, shift);
   auto dbias_F = Buffer<float>::output("dbias", F);
   auto parts = Buffer<float>::output("parts", size_t(tunecore_cuda_bias_gelu_parts(rows)) * F);
   BiasGeluCuda c{};
   c.p.x_TF = x_TF.data() + shift, c.p.bias_F = with_bias ? bias_F.data() + shift : nullptr;
   c.p.out_TF = out_TF.data() + shift, c.p.width = width, c.p.tanh = tanh;
   c.rows = rows, c.dtype = int32_t(tests::kDType<T>);
-  const char* error = tunecore_cuda_bias_gelu_forward(&c, nullptr);
-  CHECK(tests::has(error ? error : "none", "none"));
+  CHECK(tests::ran(tunecore_cuda_bias_gelu_forward, c));
   c.p.out_TF = dx_TF.data() + shift, c.p.dout_TF = dout_TF.data() + shift;
   if (with_bias) c.dbias_F = dbias_F.data(), c.parts_BF = parts.data();
-  error = tunecore_cuda_bias_gelu_backward(&c, nullptr);
-  CHECK(tests::has(error ? error : "none", "none"));
+  CHECK(tests::ran(tunecore_cuda_bias_gelu_backward, c));
   std::vector<double> sums(F);
   for (size_t i = 0; i < count; ++i) {
     const double z = double(float(number(x[shift + i]) + (with_bias ? number(bias[shift + i % F]) : 0.0)));
@@ -61,8 +60,8 @@ std::vector<float> gelus(const std::vector<float>& x, bool tanh, bool backward) 
   BiasGeluCuda c{};
   c.p.x_TF = x_TF.data(), c.p.dout_TF = ones.data(), c.p.out_TF = out.data(), c.p.width = int64_t(x.size());
   c.p.tanh = tanh, c.rows = 1, c.dtype = int32_t(DType::f32);
-  CHECK((backward ? tunecore_cuda_bias_gelu_backward : tunecore_cuda_bias_gelu_forward)(&c, nullptr) == nullptr);
-  return {out.data(), out.data() + out.size()};
+  CHECK(tests::ran(backward ? tunecore_cuda_bias_gelu_backward : tunecore_cuda_bias_gelu_forward, c));
+  return out.values();
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The emulation must catch every planted fault, in every order of threads, and nothing in a right kernel.
 #include "../../common/cuda/reductions.h"
 #include "../../common/cuda/tensor_core.h"
-#include "emulated.h"
+#include "machine.h"
 
 using namespace tunecore;
 using namespace tunecore::cuda;

@@ -2,11 +2,11 @@
 #include "../../common/cuda/entry.h"
 #include "../../common/cuda/numbers.h"
 #include "../../common/cuda/probe.h"
-#include "emulated.h"
+#include "machine.h"
 
 using namespace tunecore;
 using namespace tunecore::cuda;
-using emulation::Buffer;
+using tests::Buffer;
 
 namespace {
 
@@ -40,7 +40,7 @@ int wrong_products(bool pick_from_a, int shift, const int (&order)[4]) {
   auto d_L4 = Buffer<float>::in_place("d", std::vector<float>(32 * 4, 0.5f));
   const DType dtype = std::is_same_v<T, bf16> ? DType::bf16 : DType::f16;
   const MmaProbe p{a_L4.data(), b_L2.data(), d_L4.data(), 0, int32_t(dtype)};
-  CHECK(tunecore_cuda_probe_mma(&p, nullptr) == nullptr);
+  CHECK(tests::ran(tunecore_cuda_probe_mma, p));
   int wrong = 0;
   for (int m = 0; m < 16; ++m)
     for (int n = 0; n < 8; ++n) {
@@ -58,7 +58,7 @@ void check_ldmatrix(int tiles, bool transposed) {
   auto rows_L8 = Buffer<uint16_t>::input("rows", rows);
   auto r_LN = Buffer<uint32_t>::output("r", size_t(32 * tiles));
   const LdmatrixProbe p{rows_L8.data(), r_LN.data(), 0, tiles, transposed};
-  CHECK(tunecore_cuda_probe_ldmatrix(&p, nullptr) == nullptr);
+  CHECK(tests::ran(tunecore_cuda_probe_ldmatrix, p));
   CHECK(r_LN.unwritten() == -1);
   for (int tile = 0; tile < tiles; ++tile)
     for (int row = 0; row < 8; ++row)
@@ -94,7 +94,7 @@ TEST(ldmatrix_has_the_layout_of_the_manual) {
     for (const int tiles : {1, 2, 4}) check_ldmatrix(tiles, false), check_ldmatrix(tiles, true);
   });
   const LdmatrixProbe three{nullptr, nullptr, 0, 3, 0};
-  CHECK(tests::has(tunecore_cuda_probe_ldmatrix(&three, nullptr), "tiles must be 1, 2 or 4"));
+  CHECK(tests::has(tests::failure_of(tunecore_cuda_probe_ldmatrix, three), "tiles must be 1, 2 or 4"));
 }
 
 TEST(half_precision_conversions_round_to_nearest_even) {
