@@ -19,6 +19,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.inc' -o -name '*.h')
 BENCHMARKS ?= $(sort $(wildcard benchmarks/bench_*.py))
+GPU_BENCHMARKS ?= $(patsubst %,benchmarks/bench_%.py,attention masked_lm_loss train_step)
+# With what a GPU's scripts exit where there is none.
+NO_GPU := 77
 PLUGINS := $(patsubst %/pyproject.toml,%,$(sort $(wildcard plugins/*/pyproject.toml)))
 # Plugins are installed beside the environment, so that the other tests see tunecore alone.
 PLUGIN_SITE := $(VENV)/plugin-site
@@ -26,7 +29,7 @@ PLUGIN_SITE := $(VENV)/plugin-site
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test lint types test-native test-cuda-emulated build-cuda build-cuda-if-nvcc test-gpu \
-    test-python test-plugins test-slow test-faults bench clean distclean
+    test-python test-plugins test-slow test-faults bench bench-gpu clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  \1\t/p' Makefile | expand -t 16
@@ -96,6 +99,12 @@ bench: setup ## every benchmark, each beside its peer in one run; one that fails
 	$(PIP) install -q -c $(VENV)/constraints.txt -e '.[bench]'
 	@failed=; for benchmark in $(BENCHMARKS); do \
 	    echo "== $$benchmark"; $(BIN)/python $$benchmark $(BENCH_ARGS) || failed="$$failed $$benchmark"; \
+	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+bench-gpu: ## attention, vocabulary loss and training step on the GPU at hand, limits first; error 77 where there is none
+	@failed=; for benchmark in $(GPU_BENCHMARKS); do \
+	    echo "== $$benchmark"; PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(GPU_PYTHON) $$benchmark --device cuda $(BENCH_ARGS); status=$$?; \
+	    test $$status != $(NO_GPU) || exit $$status; test $$status = 0 || failed="$$failed $$benchmark"; \
 	done; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 clean: ## remove what was built

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from common import LeftOutError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,10 +42,32 @@ class Case:
         pairs = sum(n * n for n in self.lengths)
         return int(3.5 * 4 * pairs * HEADS * WIDTH) // (2 if self.causal else 1)
 
+    def bytes_moved(self, dtype: torch.dtype) -> int:
+        """Least bytes: forward reads q, k, v, writes out; backward reads these four and dout, writes dq, dk, dv."""
+        return 12 * sum(self.lengths) * HEADS * WIDTH * dtype.itemsize
+
+    def varlen(self, dtype: torch.dtype) -> Call:
+        """torch's own attention on the sequences end to end; how it is told to be causal differs by version."""
+        from torch.nn.attention.varlen import varlen_attn
+
+        if self.dropout or self.bias:
+            raise LeftOutError(f"it has no {'dropout' if self.dropout else 'bias'}")
+        q, k, v, dout, cu = self._end_to_end(dtype)
+        inputs = [x.requires_grad_() for x in (q, k, v)]
+        by_window = "window_size" in inspect.signature(varlen_attn).parameters
+        options: dict[str, Any] = {}
+        if self.causal:
+            options = {"window_size": (-1, 0)} if by_window else {"is_causal": True}
+        longest = max(self.lengths)
+
+        def call() -> None:
+            torch.autograd.grad(varlen_attn(*inputs, cu, cu, longest, longest, **options), inputs, dout)
+
+        return call
+
     def packed(self, dtype: torch.dtype) -> Call:
         """tunecore on the sequences end to end."""
-        q, k, v, dout = (self._pack(x) for x in self._padded(dtype))
-        cu = torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32)
+        q, k, v, dout, cu = self._end_to_end(dtype)
         rng = DropoutKey(torch.tensor(1), torch.arange(len(self.lengths)), 0)
         options: dict[str, Any] = {"causal": self.causal, "dropout_p": self.dropout, "rng": rng}
         inputs = [x.requires_grad_() for x in (q, k, v)]
@@ -95,6 +119,11 @@ class Case:
             tensors[3][b, length:] = 0
         return tensors
 
+    def _end_to_end(self, dtype: torch.dtype) -> list[Tensor]:
+        """q, k, v and the gradient of the output: [T, H, D]; where each sequence starts."""
+        packed = [self._pack(x) for x in self._padded(dtype)]
+        return [*packed, torch.tensor(np.cumsum([0, *self.lengths]), dtype=torch.int32)]
+
     def _pack(self, x: Tensor) -> Tensor:
         return torch.cat([x[b, :length] for b, length in enumerate(self.lengths)])
 
@@ -114,14 +143,14 @@ def _buckets(reach: int) -> Tensor:
     )
 
 
-def cases() -> list[Case]:
-    """Even lengths with and without dropout, causal, ragged, T5."""
-    even = [(64, 32), (16, 128), (4, 512), (1, 2048)]
-    ragged = tuple(int(n) for n in np.random.default_rng(0).integers(16, 513, 16))
+def cases(times: int = 1) -> list[Case]:
+    """Even lengths with and without dropout, causal, ragged, T5; ``times`` as many sequences."""
+    even = [(64 * times, 32), (16 * times, 128), (4 * times, 512), (times, 2048)]
+    ragged = tuple(int(n) for n in np.random.default_rng(0).integers(16, 513, 16 * times))
     return [
         *(Case(f"{b} x {n}{', dropout 0.1' if p else ''}", (n,) * b, p) for b, n in even for p in (0.0, 0.1)),
         *(Case(f"{b} x {n}, causal", (n,) * b, causal=True) for b, n in even[2:]),
-        Case("16 of 16 to 512", ragged, memory=True),
+        Case(f"{len(ragged)} of 16 to 512", ragged, memory=True),
         *(Case(f"{b} x {n}, T5 bias", (n,) * b, bias=True, memory=True) for b, n in even[2:]),
     ]
 

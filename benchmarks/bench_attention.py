@@ -7,7 +7,11 @@ the gradient of its table, for which SDPA takes a float mask [1, H, L, L] that r
 a first call in a process of its own adds at its peak, gradients included. The limit is the GEMM peak of the same dtype,
 measured in the same run. All run in one process, with freed memory kept.
 
-    python benchmarks/bench_attention.py [--dtype bf16 fp32] [--threads N] [--pairs 5] [--quick]
+With --device cuda: sixteen times as many sequences, SDPA's flash, cuDNN, efficient and math backends by name, and
+torch's varlen attention, which like ours has no padding; a backend that does not take a case is named and left out. The
+limit is the larger of the FLOPs over the measured matrix peak and the least bytes over the measured bandwidth.
+
+    python benchmarks/bench_attention.py [--dtype bf16 fp32] [--threads N] [--pairs 5] [--device cuda] [--quick]
 """
 
 from __future__ import annotations
@@ -15,7 +19,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
 
+import devices
 import torch
 from attention_cases import HEADS, WIDTH, Call, Case, cases, quick_cases
 from common import (
@@ -28,20 +34,29 @@ from common import (
     peak_memory,
     ratios,
     record,
+    taking_part,
     timed_rate,
 )
-from limits import gemm_peak
+from limits import Limits, gemm_peak, of_gpu
 from torch.nn.attention import SDPBackend
 
-from tunecore.ops._native import tune_allocator
-
-OURS, SDPA, MATH = "tunecore", "sdpa", "sdpa math"
+OURS, SDPA, MATH, VARLEN = "tunecore", "sdpa", "sdpa math", "varlen_attn"
+BACKENDS = {
+    SDPA: None,
+    "sdpa flash": SDPBackend.FLASH_ATTENTION,
+    "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
+    "sdpa efficient": SDPBackend.EFFICIENT_ATTENTION,
+    MATH: SDPBackend.MATH,
+}
+"""Contestant -> backend of scaled_dot_product_attention; None is its own choice."""
+PEERS_ON_GPU = (VARLEN, *BACKENDS)
+TIMES_ON_GPU = 16
 
 
 def make_call(name: str, case: Case, dtype: torch.dtype) -> Call:
     if name == OURS:
         return case.packed(dtype)
-    return case.padded(dtype, SDPBackend.MATH if name == MATH else None)
+    return case.varlen(dtype) if name == VARLEN else case.padded(dtype, BACKENDS[name])
 
 
 def first_call(name: str, case: Case, dtype: torch.dtype) -> Call:
@@ -51,12 +66,12 @@ def first_call(name: str, case: Case, dtype: torch.dtype) -> Call:
     return make_call(name, case, dtype)
 
 
-def turn(call: Call, flops: int, seconds: float) -> Callable[[], float]:
+def turn(call: Call, flops: int, seconds: float, device: str = devices.CPU) -> Callable[[], float]:
     def once() -> int:
         call()
         return flops
 
-    return lambda: timed_rate(once, seconds, 1)
+    return lambda: timed_rate(once, seconds, 1, device)
 
 
 def measure(case: Case, dtype_name: str, peak: float, args: argparse.Namespace) -> str:
@@ -78,11 +93,56 @@ def measure(case: Case, dtype_name: str, peak: float, args: argparse.Namespace) 
     )
 
 
+def measure_on_gpu(case: Case, dtype_name: str, limits: Limits, args: argparse.Namespace) -> list[str]:
+    """A row for each contestant that takes the case."""
+    dtype = DTYPES[dtype_name]
+    memory: dict[str, float] = {}
+
+    def enter(name: str) -> Callable[[], float]:
+        with torch.device(devices.CUDA):
+            call = make_call(name, case, dtype)
+        memory[name] = devices.gpu_memory(call)
+        return turn(call, case.flops, args.seconds, devices.CUDA)
+
+    peers = {name: partial(enter, name) for name in PEERS_ON_GPU}
+    figures = alternate({OURS: enter(OURS), **taking_part(peers)}, args.pairs)
+    ratio, limit = ratios(figures, OURS), limits.seconds(case.flops, case.bytes_moved(dtype))
+    if not args.quick:
+        record(f"attention cuda {dtype_name} {case.name}", figures, ratio, "FLOP/s")
+    lines = []
+    for name, rates in figures.items():
+        rate = statistics.median(rates)
+        lines.append(
+            f"| {dtype_name} {case.name} | {name} | {case.flops / rate * 1e3:.3f} | {rate / 1e12:.1f} | "
+            f"{limit * rate / case.flops:.0%} | {'' if name == OURS else f'{ratio[name]:.2f}x'} | {memory[name]:,.0f} |"
+        )
+    return lines
+
+
+def run_on_gpu(args: argparse.Namespace) -> None:
+    """Limits, then the table."""
+    lines = [
+        "| sequences x length | | ms | TFLOP/s | of the limit | ours is | MiB at the peak |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for dtype in args.dtype:
+        limits = of_gpu(DTYPES[dtype])
+        for case in quick_cases() if args.quick else cases(TIMES_ON_GPU):
+            lines += measure_on_gpu(case, dtype, limits, args)
+    print(f"attention, forward and backward, {HEADS} heads of {WIDTH} ({args.pairs} alternating rounds)\n")
+    print("\n".join([*lines, "", machine_line()]))
+
+
 def main() -> None:
     parser = arguments(__doc__, seconds=0.3)
-    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=native_dtypes())
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help="default: those the device computes in")
+    devices.add_device(parser)
     args = parsed(parser)
-    tune_allocator()
+    devices.prepare(args.device)
+    args.dtype = args.dtype or native_dtypes(args.device)
+    if args.device == devices.CUDA:
+        run_on_gpu(args)
+        return
     lines = [
         "| sequences x length | tunecore GFLOP/s | sdpa | math | ours/sdpa | ours/math | of peak | MiB, ours, sdpa |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

@@ -6,7 +6,10 @@ out where one call takes more than --longest seconds and three times the limit. 
 torch.mm(out=) at the same shapes in the same rounds. All run in one process, with freed memory kept. Memory is what a
 first call in a process of its own adds to the inputs at its peak, the gradients included.
 
-    python benchmarks/bench_masked_lm_loss.py [--dtype fp32 bf16] [--threads N] [--pairs 5]
+With --device cuda: rows that fill a GPU, and the limit is the larger of the products' FLOPs over the measured matrix
+peak and the least bytes over the measured bandwidth; the three products take part as a row of their own.
+
+    python benchmarks/bench_masked_lm_loss.py [--dtype fp32 bf16] [--threads N] [--pairs 5] [--device cuda]
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import devices
 import torch
 from common import (
     DTYPES,
@@ -27,16 +32,19 @@ from common import (
     peak_memory,
     ratios,
     record,
+    taking_part,
     timed_rate,
 )
+from limits import Limits, of_gpu
 from torch import Tensor
 from torch.nn import functional
 
 from tunecore.ops import masked_lm_loss
-from tunecore.ops._native import tune_allocator
 
 SHAPES = ((614, 768, 30522), (190, 768, 30522), (4096, 768, 50257))
 """BERT-base's 15 % of 4,096 tokens, of 1,285; a batch of GPT-2."""
+SHAPES_ON_GPU = ((4915, 768, 30522), (16384, 768, 50257), (8192, 4096, 128256))
+"""BERT-base's 15 % of 32,768 tokens; a batch of GPT-2; one of a Llama of 8 billion weights."""
 QUICK = ((64, 32, 1000),)
 OURS, GATHERED, FUSED, LIMIT = "tunecore", "linear + cross_entropy", "linear_cross_entropy", "three products"
 _SLICE = 8
@@ -89,9 +97,13 @@ def fused(options: Any) -> Callable[[Inputs], Tensor]:
     return call
 
 
+def forget_gradients(x: Inputs) -> None:
+    x.hidden.grad = x.weight.grad = x.bias.grad = None
+
+
 def with_gradients(loss: Callable[[Inputs], Tensor], x: Inputs) -> None:
     """Loss and gradients; the gradients stay in the inputs until the next call."""
-    x.hidden.grad = x.weight.grad = x.bias.grad = None
+    forget_gradients(x)
     loss(x).backward()
 
 
@@ -102,6 +114,7 @@ def inputs_of(name: str, x: Inputs) -> Inputs:
 def seconds_of(loss: Callable[[Inputs], Tensor], x: Inputs) -> float:
     start = time.perf_counter()
     with_gradients(loss, x)
+    devices.wait(x.hidden.device.type)
     return time.perf_counter() - start
 
 
@@ -155,6 +168,58 @@ def memory_of(name: str, option: str, shape: tuple[int, int, int], dtype: torch.
     return lambda: with_gradients(loss, x)
 
 
+def losses_of(best: tuple[str, Any] | None) -> dict[str, Callable[[Inputs], Tensor]]:
+    """The contestants, linear_cross_entropy with its best options among them."""
+    return {OURS: ours, GATHERED: gathered} | ({FUSED: fused(best[1])} if best else {})
+
+
+def turn(flops: int, args: Any, call: Callable[..., None], *given: Any) -> Callable[[], float]:
+    """FLOP/s of ``call(*given)``."""
+
+    def once() -> int:
+        call(*given)
+        return flops
+
+    return lambda: timed_rate(once, args.seconds, 1, args.device)
+
+
+def bytes_moved(shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+    """Least bytes: hidden, weight, bias and targets read, their gradients written, float32 for weight and bias."""
+    rows, width, vocab = shape
+    weights = vocab * width + vocab
+    return (2 * rows * width + weights) * dtype.itemsize + 4 * weights + 8 * rows
+
+
+def measure_on_gpu(shape: tuple[int, int, int], dtype_name: str, limits: Limits, args: Any) -> list[str]:
+    """Rows of the table for one shape, the products alone among them."""
+    dtype, flops = DTYPES[dtype_name], 6 * shape[0] * shape[1] * shape[2]
+    with torch.device(devices.CUDA):
+        x = make_inputs(shape, dtype)
+    best, memory = fastest_options(x, args.longest), dict[str, float]()
+
+    def enter(name: str, loss: Callable[[Inputs], Tensor]) -> Callable[[], float]:
+        given = inputs_of(name, x)
+        forget_gradients(x)
+        memory[name] = devices.gpu_memory(lambda: with_gradients(loss, given))
+        return turn(flops, args, with_gradients, loss, given)
+
+    peers = {name: partial(enter, name, loss) for name, loss in losses_of(best).items() if name != OURS}
+    peers[LIMIT] = lambda: turn(flops, args, three_products(x))
+    figures = alternate({OURS: enter(OURS, ours), **taking_part(peers)}, args.pairs)
+    ratio, limit = ratios(figures, OURS), limits.seconds(flops, bytes_moved(shape, dtype))
+    if not args.quick:
+        record(f"masked_lm_loss cuda {dtype_name} {shape}", figures, ratio, "FLOP/s")
+    lines = []
+    for name, rates in figures.items():
+        taken = flops / statistics.median(rates)
+        shown = f"{name} ({best[0]})" if best and name == FUSED else name
+        lines.append(
+            f"| {dtype_name} {' x '.join(map(str, shape))} | {shown} | {taken * 1e3:.2f} | {limit / taken:.0%} | "
+            f"{'' if name == OURS else f'{ratio[name]:.2f}x'} | {f'{memory[name]:,.0f}' if name in memory else ''} |"
+        )
+    return lines
+
+
 def measure(shape: tuple[int, int, int], dtype_name: str, args: Any) -> list[str]:
     """Rows of the table for one shape."""
     dtype, flops = DTYPES[dtype_name], 6 * shape[0] * shape[1] * shape[2]
@@ -164,17 +229,9 @@ def measure(shape: tuple[int, int, int], dtype_name: str, args: Any) -> list[str
     start = time.perf_counter()
     products()
     best = fastest_options(x, max(args.longest, 3 * (time.perf_counter() - start)))
-    losses = {OURS: ours, GATHERED: gathered} | ({FUSED: fused(best[1])} if best else {})
-
-    def turn(call: Callable[..., None], *given: Any) -> Callable[[], float]:
-        def once() -> int:
-            call(*given)
-            return flops
-
-        return lambda: timed_rate(once, args.seconds, 1)
-
-    turns = {name: turn(with_gradients, loss, inputs_of(name, x)) for name, loss in losses.items()}
-    figures = alternate({**turns, LIMIT: turn(products)}, args.pairs)
+    losses = losses_of(best)
+    turns = {name: turn(flops, args, with_gradients, loss, inputs_of(name, x)) for name, loss in losses.items()}
+    figures = alternate({**turns, LIMIT: turn(flops, args, products)}, args.pairs)
     ratio, of_limit = ratios(figures, OURS), ratios(figures, LIMIT)
     if not args.quick:
         record(f"masked_lm_loss {dtype_name} {shape}", figures, ratio, "FLOP/s")
@@ -192,15 +249,21 @@ def measure(shape: tuple[int, int, int], dtype_name: str, args: Any) -> list[str
 
 def main() -> None:
     parser = arguments(__doc__, seconds=0.5)
-    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=native_dtypes())
+    parser.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), help="default: those the device computes in")
+    devices.add_device(parser)
     parser.add_argument("--longest", type=float, default=5.0, help="seconds of a call of linear_cross_entropy")
     args = parsed(parser)
-    tune_allocator()
+    devices.prepare(args.device)
     lines = [
         "| dtype, N x E x V | | ms | of the limit | ours is | MiB at the peak |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    for dtype in args.dtype:
+    for dtype in args.dtype or native_dtypes(args.device):
+        if args.device == devices.CUDA:
+            limits = of_gpu(DTYPES[dtype])
+            for shape in QUICK if args.quick else SHAPES_ON_GPU:
+                lines += measure_on_gpu(shape, dtype, limits, args)
+            continue
         for shape in QUICK if args.quick else SHAPES:
             lines += measure(shape, dtype, args)
     print(f"vocabulary loss and its gradients ({args.pairs} alternating rounds)\n")

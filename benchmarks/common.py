@@ -16,12 +16,14 @@ import resource
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import devices
 import torch
 
 from tunecore.training.precision import cpu_computes_bf16
@@ -62,8 +64,10 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return args
 
 
-def native_dtypes() -> list[str]:
-    """The dtypes this machine has arithmetic for."""
+def native_dtypes(device: str = devices.CPU) -> list[str]:
+    """The dtypes this machine has arithmetic for; of a GPU the one that models are trained in there."""
+    if device == devices.CUDA:
+        return ["bf16"]
     return ["bf16", "fp32"] if cpu_computes_bf16() else ["fp32"]
 
 
@@ -87,6 +91,7 @@ def machine() -> dict[str, str]:
         "tunecore": tunecore.__version__,
         "isa": str(info().capability),
         "threads": str(torch.get_num_threads()),
+        **(devices.machine() if devices.in_use() else {}),
     }
 
 
@@ -114,6 +119,23 @@ def alternate(contestants: Mapping[str, Callable[[], float]], pairs: int, warmup
                 figures[name].append(value)
             print(f"  round {round_} {name}: {value:,.0f}", file=sys.stderr, flush=True)
     return figures
+
+
+def taking_part(contestants: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What each returns, which is to make a contestant and let it run; one that cannot is named, with its reason, and
+    left out. A backend of scaled_dot_product_attention gives its reasons as warnings before an error without any.
+    """
+    made: dict[str, Any] = {}
+    for name, make in contestants.items():
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            try:
+                made[name] = make()
+            except (LeftOutError, ImportError, RuntimeError, NotImplementedError) as error:
+                why = [str(error), *(str(warning.message) for warning in said)]
+                lines = [text.strip().splitlines()[0] for text in why if text.strip()]
+                print(f"  {name} is left out: {'; '.join(lines) or type(error).__name__}", file=sys.stderr, flush=True)
+    return made
 
 
 def _serve(connection: Connection, make: Callable[..., Callable[[], Any]], given: tuple[Any, ...]) -> None:
@@ -166,8 +188,10 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def timed_turn(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2) -> Turn:
-    """Take steps (each returns its units of work) for at least ``seconds``."""
+def timed_turn(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2, device: str = devices.CPU) -> Turn:
+    """Take steps (each returns its units of work) for at least ``seconds``; on a GPU page faults say nothing."""
+    if device == devices.CUDA:
+        return Turn(devices.gpu_rate(step, seconds, at_least), 0.0)
     work, count, faults = 0, 0, page_faults()
     start = time.perf_counter()
     while count < at_least or time.perf_counter() - start < seconds:
@@ -176,9 +200,9 @@ def timed_turn(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2)
     return Turn(work / (time.perf_counter() - start), (page_faults() - faults) / count)
 
 
-def timed_rate(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2) -> float:
+def timed_rate(step: Callable[[], int], seconds: float = 2.0, at_least: int = 2, device: str = devices.CPU) -> float:
     """Units of work per second of ``step``, over at least ``seconds``."""
-    return timed_turn(step, seconds, at_least).rate
+    return timed_turn(step, seconds, at_least, device).rate
 
 
 def peak_memory(make: Callable[..., Callable[[], Any]], *given: Any) -> float | None:

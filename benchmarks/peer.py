@@ -59,15 +59,15 @@ class PeerStep:
     ) -> None:
         self.model = model.train()
         self.forward = torch.compile(model, dynamic=False) if compiled else model
-        self.autocast = autocast
+        self.autocast, self.device = autocast, model.device
         decay = [p for p in model.parameters() if p.ndim >= 2]
         rest = [p for p in model.parameters() if p.ndim < 2]
         groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
 
     def __call__(self, batch: dict[str, Tensor]) -> float:
-        """Train on one batch; returns its loss."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.autocast):
+        """Train on one batch, which lies where the model does; returns its loss."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             loss = self.forward(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import pluggy
+import torch
+from devices import CPU, CUDA
 from transformers import PreTrainedModel
 
-from tunecore.config import ModelConfig, PluginsConfig, RunConfig, TrainingConfig
-from tunecore.data.loader import StepBatches
+from tunecore import hookspecs
+from tunecore.config import ModelConfig, RunConfig, TrainingConfig
 from tunecore.data.packing import pack
 from tunecore.models.families.builtin import FAMILIES
 from tunecore.models.loading import build_model
-from tunecore.plugins import load_plugins
+from tunecore.objectives.causal_lm import CausalLM, CausalLMOptions
+from tunecore.objectives.masked_lm import MaskedLM, MaskedLMOptions
+from tunecore.registry import Registry
+from tunecore.training.distributed import Ranks
+from tunecore.training.optimizer import OPTIMIZERS
 from tunecore.training.run import Run, make_run
+from tunecore.training.schedule import SCHEDULES
 from tunecore.training.step import train_step
 from tunecore.training.unit import Task, TrainUnit
 from tunecore.types import Example, PackedBatch, Targets
 
 STEPS = 10**6
+OBJECTIVES = {"masked_lm": lambda: MaskedLM(MaskedLMOptions()), "causal_lm": lambda: CausalLM(CausalLMOptions())}
+ON_GPU_TOKENS = 2**17
+"""Of a micro-batch on a GPU: all rows of a step are one."""
+
+
+class Batches(NamedTuple):
+    """What a step reads of the loader's batches; the loader needs more libraries than a machine with a GPU may have."""
+
+    row_ids: tuple[int, ...]
+    micro_batches: list[PackedBatch]
+    views: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,22 +112,45 @@ MODELS = {
 }
 
 
-def make_training(model: StepModel, precision: str, folder: str) -> tuple[Run, Callable[[], int]]:
+MODELS_ON_GPU = {
+    "base": replace(MODELS["base"], sequences=64, lengths=(32, 512)),
+    "gpt2": replace(MODELS["gpt2"], sequences=16, lengths=(128, 1024)),
+    "tiny": MODELS["tiny"],
+}
+"""The same with rows that fill a GPU."""
+
+
+def _registry() -> Registry:
+    """The built-in optimizers and schedules: plugins, and what the other built-ins import, are of no use to a step."""
+    made = Registry()
+    for kind, entries in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        for name, (factory, options) in entries.items():
+            made.add(kind, name, factory, options, "benchmark")
+    return made
+
+
+def make_training(
+    model: StepModel, precision: str, folder: str, device: str = CPU
+) -> tuple[Run, Callable[[], int]]:
     """A run of tunecore, and a call that makes one step of it, packing included, and returns its useful tokens."""
-    family, plugins = FAMILIES[model.family], load_plugins(PluginsConfig(load=False))
+    family, hooks = FAMILIES[model.family], pluggy.PluginManager(hookspecs.PROJECT)
+    hooks.add_hookspecs(hookspecs)
+    training = TrainingConfig(steps=STEPS, learning_rate=1e-4, precision=precision)
+    if device == CUDA:
+        training = replace(training, max_tokens=ON_GPU_TOKENS)
     config = RunConfig(
-        output_dir=folder, model=ModelConfig(family=model.family), objectives={model.objective: 1.0},
-        training=TrainingConfig(steps=STEPS, learning_rate=1e-4, precision=precision),
+        output_dir=folder, model=ModelConfig(family=model.family), objectives={model.objective: 1.0}, training=training
+    )
+    unit = TrainUnit(model.build(), family, [Task(model.objective, OBJECTIVES[model.objective](), None, 1.0)])
+    run = make_run(
+        config, unit, tokenizer=None, registry=_registry(), hooks=hooks.hook, total_steps=STEPS, steps_per_epoch=STEPS,
+        ranks=Ranks(device=torch.device(device)),
     )  # fmt: skip
-    objective = plugins.registry.create("objective", model.objective)
-    unit = TrainUnit(model.build(), family, [Task(model.objective, objective, None, 1.0)])
-    run = make_run(config, unit, tokenizer=None, registry=plugins.registry, hooks=plugins.hooks, total_steps=STEPS,
-                   steps_per_epoch=STEPS)  # fmt: skip
     unit.train()
     row_ids = tuple(range(len(model.rows)))
 
     def once() -> int:
-        train_step(run, StepBatches(run.step, 0, row_ids, model.pack(config.training.max_tokens)))
+        train_step(run, Batches(row_ids, model.pack(config.training.max_tokens)))
         return model.useful
 
     return run, once
