@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kDepth = 512;
 // Rows and columns whose panels exist at once: 6 MiB each, of the last-level cache.
 constexpr int64_t kRowsAtOnce = 3072, kColumnsAtOnce = 3072;
-// A work item: its panels of A (192 KiB) stay in the second-level cache. Multiples of every panel_rows (4, 6).
+// A work item: its panels of A (192 KiB) stay in the second-level cache. Multiples of every panel_rows (4, 6) and
+// panel_columns (8, 16, 64).
 constexpr int64_t kTileRows = 96, kTileColumns = 768, kLeastTileColumns = 64, kLeastTileRows = 24;
 constexpr int kItemsPerThread = 8;
 
@@ -95,8 +96,9 @@ class Product {
     const int64_t rows = block.rows.end - block.rows.begin, columns = block.columns.end - block.columns.begin;
     int64_t tall = kTileRows, wide = kTileColumns;
     const auto too_few = [&] { return parts(rows, tall) * parts(columns, wide) < kItemsPerThread * int64_t(threads_); };
-    while (threads_ > 1 && wide > kLeastTileColumns && too_few()) wide /= 2;
-    while (threads_ > 1 && tall > kLeastTileRows && too_few()) tall /= 2;
+    // Still whole panels: an AVX-512 panel has 64 columns, and half of 192 is none of its multiples.
+    while (threads_ > 1 && wide > kLeastTileColumns && too_few()) wide = round_up(wide / 2, k_.panel_columns);
+    while (threads_ > 1 && tall > kLeastTileRows && too_few()) tall = round_up(tall / 2, k_.panel_rows);
     const int64_t across = parts(columns, wide);
     parallel_for(parts(rows, tall) * across, threads_, [&](int64_t item, int) {
       const int64_t r = item / across * tall, n = item % across * wide;

@@ -51,6 +51,8 @@ TEST(gemm_matches_double) {
         against_double({40, 70, 1100, a_transposed, b_transposed, false, true, 77}, 3);
         against_double({40, 70, 1100, a_transposed, b_transposed, true, false, 77}, 3);
       }
+    for (int threads : {2, 3, 7})  // tiles are halved until each thread has some: always whole panels
+      against_double({300, 520, 20, false, true, false, true, 520}, threads);
     against_double({3, 3100, 5, false, true, false, true, 3100}, 2);
     against_double({3100, 3, 5, true, false, true, false, 4}, 2);
   });
