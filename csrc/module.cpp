@@ -11,6 +11,7 @@ void def_embedding(pybind11::module_& m);
 void def_gemm(pybind11::module_& m);
 void def_masked_lm_loss(pybind11::module_& m);
 void def_residual_norm(pybind11::module_& m);
+void def_transpose(pybind11::module_& m);
 
 }  // namespace tunecore
 
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_C, m) {
   tunecore::def_gemm(m);
   tunecore::def_masked_lm_loss(m);
   tunecore::def_residual_norm(m);
+  tunecore::def_transpose(m);
 }

@@ -61,12 +61,45 @@ def test_the_kernel_is_what_runs(monkeypatch):
             return getattr(core, name)
 
     monkeypatch.setattr(_native, "load", Spy)
+    monkeypatch.setattr(_native, "in_tiles", lambda x: False)
     gradients(ours, tensors(*BIG, False), False)
     assert calls.count("gemm") == 3 and calls.count("column_sum") == 1
     calls.clear()
     gradients(ours, tensors(4, 400, 300, False), False)  # few rows
     gradients(ours, tensors(*BIG, False, torch.bfloat16), False)
     assert not calls
+
+
+@native
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("shape", [BIG, (33, 400, 500), (301, 129, 257), (64, 1300, 70)])
+def test_bfloat16_in_tiles_transposes_first_and_errs_no_more_than_torch(shape, transposed, monkeypatch):
+    inputs = tensors(*shape, transposed, torch.bfloat16)
+    wanted = gradients(plain, [x.double() for x in inputs], transposed)
+    peers = gradients(plain, inputs, transposed)
+    monkeypatch.setattr(_native, "in_tiles", lambda x: x.dtype == torch.bfloat16)
+    torch.full((500 * 400,), float("nan"), dtype=torch.bfloat16)  # freed: what the copy may be given
+    found = gradients(ours, inputs, transposed)
+    for name, got, right, peer in zip(("out", "dx", "dweight", "dbias"), found, wanted, peers, strict=True):
+        assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
+
+
+@native
+def test_a_transposed_copy_ends_in_zeros():
+    x = torch.randn(33, 50).bfloat16()
+    out = torch.full((50, 96), float("nan"), dtype=torch.bfloat16)
+    _native.core().transpose(_native.dl(x), _native.dl(out), 2)
+    assert torch.equal(out[:, :33], x.t()) and not out[:, 33:].any()
+    with pytest.raises(NativeError, match=r"argument 'out': wanted \[50, at least 33\], got \[50, 32\]"):
+        _native.core().transpose(_native.dl(x), _native.dl(torch.empty(50, 32).bfloat16()), 1)
+
+
+@native
+def test_only_amx_has_tiles(each_variant):
+    x = torch.ones(2, 2)
+    for variant in each_variant():
+        assert _native.in_tiles(x.bfloat16()) == (variant == "amx_bf16")
+        assert not _native.in_tiles(x)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])

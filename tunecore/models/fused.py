@@ -89,7 +89,7 @@ class CounterDropout(nn.Dropout):
 
 
 class KernelLinear(nn.Linear):
-    """``nn.Linear`` on our product where it is faster than torch's: float32 on the CPU."""
+    """``nn.Linear`` on our products where they are faster than torch's: on the CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] -> [..., N]."""

@@ -106,6 +106,14 @@ def serves(x: Tensor) -> bool:
     return _PRESENT
 
 
+def in_tiles(x: Tensor) -> bool:
+    """Whether products of ``x`` run in tile registers: bfloat16 on a CPU with Intel AMX. No, where it is traced."""
+    if x.dtype != torch.bfloat16 or torch.compiler.is_compiling() or not serves(x):
+        return False
+    module = load()
+    return module is not None and bool(module.capability() == "amx_bf16")
+
+
 def rows(x: Tensor) -> Tensor:
     """A contiguous tensor [..., E] as [T, E]."""
     return x.view(x.shape[:-1].numel(), x.shape[-1])

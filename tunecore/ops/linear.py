@@ -1,10 +1,11 @@
-"""A linear layer, and the product under it, in float32 on a GEMM of our own; every other dtype and device is torch's.
+"""A linear layer and the products under it: float32 on a GEMM of our own, bfloat16 and every other device on torch's.
 
 Shape letters: T rows (all axes but the last), K width of the input, N width of the output.
 
 torch multiplies float32 by MKL, which on processors not of its maker stays on narrower code: ours is faster there in
 all three products of a layer (docs/results/cpu.md), and the same bits for any number of threads. bfloat16 is left to
-oneDNN, which has the processor's own dot product.
+oneDNN, which has the processor's own dot product; into the tile registers of Intel AMX it reads a transposed operand at
+half the speed or less, so there the one of a weight's gradient is transposed first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tunecore.ops import _native
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
+
+_LINE = 32  # bfloat16 in a cache line: rows of whole ones, an odd number of them, share no set of a cache
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -44,7 +47,8 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, tra
             )
     rows = x_TK.shape[:-1].numel()
     is_small = rows < _LEAST_ROWS or rows * weight_NK.numel() < _LEAST_WORK
-    if is_small or x_TK.dtype != torch.float32 or not _native.serves(x_TK):
+    ours = _native.in_tiles(x_TK) or (x_TK.dtype == torch.float32 and _native.serves(x_TK))
+    if is_small or not ours:
         return torch.nn.functional.linear(x_TK, weight_NK.t() if transposed else weight_NK, bias_N)
     return _forward_op(x_TK, weight_NK, bias_N, transposed)
 
@@ -61,6 +65,17 @@ def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | 
         torch.addmm(bias_N, a_MK, b_KN, out=out_MN)
     else:
         torch.mm(a_MK, b_KN, out=out_MN)
+
+
+def weight_gradient_into(out_MN: Tensor, a_TM: Tensor, b_TN: Tensor, *, add: bool = False) -> None:
+    """``out = a.T @ b``, or ``out += a.T @ b``: as :func:`matmul_into`. No autograd."""
+    rows, columns = a_TM.shape
+    a_MT = a_TM.t()
+    if _native.in_tiles(a_TM) and a_TM.stride(1) == 1:
+        padded = a_TM.new_empty(columns, (-(-rows // _LINE) | 1) * _LINE)
+        _native.core().transpose(_native.dl(a_TM), _native.dl(padded), _native.threads())
+        a_MT = padded[:, :rows]  # of an odd number oneDNN reads one more, times 0: it must not be a NaN
+    matmul_into(out_MN, a_MT, b_TN, add=add)
 
 
 def _in_one_piece(x: Tensor) -> Tensor:
@@ -86,15 +101,15 @@ def _forward_fake(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, transp
 def _backward_op(
     dout_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, transposed: bool, dx: bool, dweight: bool, dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients that are wanted, [0] in place of the others."""
+    """The gradients that are wanted, [0] in place of the others; the bias's in float32, whatever the dtype."""
     dout, x = _native.rows(dout_TN.contiguous()), _native.rows(x_TK.contiguous())
     dx_TK = x_TK.new_empty(x_TK.shape if dx else 0)
     dweight_NK = x_TK.new_empty(weight_NK.shape if dweight else 0)
-    dbias_N = x_TK.new_zeros(dout.shape[1] if dbias else 0)
+    dbias_N = x_TK.new_zeros(dout.shape[1] if dbias else 0, dtype=torch.float32)
     if dx:
         matmul_into(_native.rows(dx_TK), dout, weight_NK.t() if transposed else weight_NK)
     if dweight:
-        matmul_into(dweight_NK, *((x.t(), dout) if transposed else (dout.t(), x)))
+        weight_gradient_into(dweight_NK, *((x, dout) if transposed else (dout, x)))
     if dbias:
         _native.core().column_sum(_native.dl(dout), _native.dl(dbias_N), _native.threads())
     return dx_TK, dweight_NK, dbias_N
@@ -105,7 +120,8 @@ def _backward_fake(
     dout_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, transposed: bool, dx: bool, dweight: bool, dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     new = x_TK.new_empty
-    return new(x_TK.shape if dx else 0), new(weight_NK.shape if dweight else 0), new(dout_TN.shape[-1] if dbias else 0)
+    dbias_N = new(dout_TN.shape[-1] if dbias else 0, dtype=torch.float32)
+    return new(x_TK.shape if dx else 0), new(weight_NK.shape if dweight else 0), dbias_N
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError, NativeError
 from tunecore.ops import _cuda, _native
-from tunecore.ops.linear import matmul_into
+from tunecore.ops.linear import matmul_into, weight_gradient_into
 from tunecore.types import LossSum
 
 CHUNK_ROWS = 512
@@ -245,13 +245,13 @@ class _Sums:
 
     def _add_dweight(self, dlogits_CV: Tensor, hidden_CE: Tensor) -> None:
         if self.dweight.dtype == hidden_CE.dtype:
-            matmul_into(self.dweight, dlogits_CV.t(), hidden_CE, add=not self.fresh)
+            weight_gradient_into(self.dweight, dlogits_CV, hidden_CE, add=not self.fresh)
             return
         vocab, width = self.dweight.shape
         for begin in range(0, vocab, _VOCAB_BLOCK):
             end = min(vocab, begin + _VOCAB_BLOCK)
             part = _workspace("dweight", end - begin, width, hidden_CE)
-            matmul_into(part, dlogits_CV[:, begin:end].t(), hidden_CE)
+            weight_gradient_into(part, dlogits_CV[:, begin:end], hidden_CE)
             if self.fresh:
                 self.dweight[begin:end].copy_(part)
             else:
@@ -317,7 +317,12 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         return (None,) * 10
     _native.refuse_double_backward("masked_lm_loss", "its gradients are made in the forward pass")
     saved: tuple[Tensor, ...] = ctx.saved_tensors
-    scaled = tuple(x.mul_(grad) for x in saved) if _last_use(grad, *saved) else _backward_op(grad, *saved)
+    if not _last_use(grad, *saved):
+        scaled = _backward_op(grad, *saved)
+    elif grad.device.type != "cpu" or grad != 1.0:  # of a plain sum it is 1; on a GPU a look would wait for it
+        scaled = tuple(x.mul_(grad) for x in saved)
+    else:
+        scaled = saved
     dhidden, dweight, dbias = (g if wanted else None for g, wanted in zip(scaled, ctx.wanted, strict=True))
     return dhidden, dweight, dbias, *(None,) * 7
 
