@@ -167,8 +167,8 @@ def resolve_model(path: str | os.PathLike[str]) -> Path:
     return newest
 
 
-TRAINING_STATE = ("optimizer.safetensors", "state.json")
-"""Files of a checkpoint that only a run that goes on needs."""
+TRAINING_STATE = ("optimizer.safetensors", "state.json", "unmerged.safetensors")
+"""Files of a checkpoint that only a run that goes on needs; adapters are merged into the model beside them."""
 
 
 def verify_model(folder: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -19,12 +20,23 @@ from scale import scaled
 from tunecore import Engine, hookimpl
 from tunecore.checkpoint import newest_good
 from tunecore.errors import CheckpointError
+from tunecore.run_folder import TRAINING_STATE
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "tunecore-peft" / "src"))
+import tunecore_peft
 
 NEWEST, BEFORE = "step-6", "step-4"
 CONFIGS = {
     "bert": {**saving.CONFIG, "model": {**saving.small.MODEL, "family": "bert"}},
     "roberta": {**saving.CONFIG, "strategies": ["adaptive_lr"]},
-}
+    "adapters": {
+        **saving.CONFIG, "objectives": {}, "head": "sequence_classification",
+        "model": {**saving.small.MODEL, "family": "bert"}, "strategies": [{"lora": {"r": 2, "dropout": 0.2}}],
+        "data": {"train": ["train.jsonl"], "eval": ["dev.jsonl"], "max_length": 24},
+    },
+}  # fmt: skip
+ONLY_IN = {"objectives.safetensors": "roberta", "unmerged.safetensors": "adapters"}
+"""Files of a checkpoint that one kind of run has."""
 
 
 class StopAt:
@@ -40,6 +52,7 @@ class StopAt:
 
 
 class Torn(NamedTuple):
+    name: str
     config: dict
     whole: dict[str, bytes]
     """What the run comes to without a fault."""
@@ -50,8 +63,13 @@ class Torn(NamedTuple):
         """The same command on what is in ``run``; returns what it warned of."""
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            saving.train(self.config, StopAt())
+            train(self.config)
         return [str(w.message) for w in told]
+
+
+def train(config: dict, stop_at: int | None = None):
+    """Run it, or resume it, with the same plugins each time."""
+    return saving.train(config, tunecore_peft, StopAt(stop_at))
 
 
 def put_back() -> Path:
@@ -83,20 +101,22 @@ DAMAGES = {
 }
 
 
-@pytest.fixture(scope="module", params=[pytest.param("bert", marks=pytest.mark.faults), "roberta"])
+@pytest.fixture(
+    scope="module", params=["roberta", *(pytest.param(name, marks=pytest.mark.faults) for name in ("bert", "adapters"))]
+)
 def torn(request, tmp_path_factory):
     folder = saving.small.write_data(tmp_path_factory.mktemp("torn") / "here")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = CONFIGS[request.param]
-        saving.train(config, StopAt())
+        train(config)
         whole = saving.state_of(Path(saving.RUN))
         shutil.rmtree(saving.RUN)
-        assert saving.train(config, StopAt(6)).interrupted
+        assert train(config, 6).interrupted
         shutil.copytree(saving.RUN, saving.PRISTINE)
         files = sorted(path.name for path in Path(saving.RUN, NEWEST).iterdir())
-        assert ("objectives.safetensors" in files) == (request.param == "roberta")
-        yield Torn(config, whole, files)
+        assert all((file in files) == (request.param == kind) for file, kind in ONLY_IN.items())
+        yield Torn(request.param, config, whole, files)
 
 
 def is_damaged(run: Path, file: str) -> bool:
@@ -143,8 +163,7 @@ def test_every_file_torn_in_every_way(torn):
                 if problem:
                     bad.append((file, damage, problem))
     seconds = round(time.perf_counter() - begun, 1)
-    family = torn.config["model"]["family"]
-    record("torn checkpoints", tried, tried - len(bad), family=family, seconds=seconds)
+    record("torn checkpoints", tried, tried - len(bad), run=torn.name, seconds=seconds)
     assert not bad, f"{len(bad)} of {tried}; the first: {bad[:3]}"
     assert tried >= 8 * len(torn.files)
 
@@ -152,7 +171,7 @@ def test_every_file_torn_in_every_way(torn):
 def test_files_a_checkpoint_does_not_list_change_nothing(torn):
     run = put_back()
     (run / NEWEST / "notes.txt").write_text("mine")
-    for name in ("model.safetensors.index.json", "unmerged.safetensors", "generation_config.json"):
+    for name in {"model.safetensors.index.json", *ONLY_IN, "generation_config.json"} - {*torn.files}:
         (run / NEWEST / name).write_text("{}")
     assert not [line for line in torn.again() if "skipped" in line]
     assert {name: data for name, data in saving.state_of(run).items() if name in torn.whole} == torn.whole
@@ -161,17 +180,20 @@ def test_files_a_checkpoint_does_not_list_change_nothing(torn):
 def test_no_good_checkpoint_left_is_an_error_and_changes_nothing(torn):
     run = put_back()
     (run / NEWEST / "model.safetensors").unlink()
-    flip(run / BEFORE / "optimizer.safetensors")
+    older = [path for path in run.glob("step-*") if path.name != NEWEST]
+    for path in older:
+        flip(path / "optimizer.safetensors")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError) as told:
         torn.again()
     message = told.value.message
     assert "step-6: " in message and "model.safetensors' is missing" in message
-    assert "step-4: " in message and "optimizer.safetensors' is damaged" in message
+    for path in older:
+        assert f"{path.name}: " in message and f"{str(path / 'optimizer.safetensors')!r} is damaged" in message
     assert "Restore one of these folders" in told.value.hint and "another output_dir" in told.value.hint
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    for name in (NEWEST, BEFORE):
-        shutil.rmtree(run / name)
+    for path in (run / NEWEST, *older):
+        shutil.rmtree(path)
     torn.again()
     assert saving.state_of(run) == torn.whole, "without a step-N the run begins anew"
 
@@ -188,7 +210,10 @@ def test_a_damaged_model_is_not_loaded(torn):
     run = put_back()
     torn.again()
     chosen = run / (run / "best").read_text().strip()
-    (chosen / "optimizer.safetensors").unlink()
+    state = [chosen / name for name in TRAINING_STATE if (chosen / name).exists()]
+    assert len(state) == 2 + (torn.name == "adapters")
+    for path in state:
+        path.unlink()
     assert Engine.from_pretrained(run).model is not None, "a model needs no state of its training"
     flip(chosen / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged") as told:
