@@ -1,7 +1,8 @@
 """The command line: the same runs as the Python API, from run files.
 
 Exit codes: 0 done; 1 ``doctor`` or ``plugins check`` found a problem; 2 a mistake in options, files or data, told in
-one line of stderr; 130 after Ctrl-C and 143 after SIGTERM (a run in training saves first; the same command resumes it).
+one line of stderr; 130 after Ctrl-C and 143 after SIGTERM (a run in training saves first; the same command resumes it),
+also of a rank whose peer was stopped.
 
 Torch and the engine are loaded by the command that needs them, so ``--help`` and ``plugins list`` answer at once.
 """
@@ -66,7 +67,8 @@ class _Commands(TyperGroup):
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             resumes = "; the same command goes on from what is saved" if ctx.invoked_subcommand in _RUNS else ""
-            err.print(f"interrupted{resumes}")
+            reason = f": {escape(str(stop))}" if str(stop) else ""
+            err.print(f"interrupted{reason}{resumes}")
             raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from None
         except (TunecoreError, OSError) as error:
             if _debugging() or isinstance(error, BrokenPipeError):

@@ -61,10 +61,11 @@ class Interrupted(KeyboardInterrupt):
 
     Args:
         number: of the signal.
+        reason: what to say where this process is not the one that got it.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
+    def __init__(self, number: int, reason: str = "") -> None:
+        super().__init__(reason)
         self.number = number
 
 

@@ -114,17 +114,19 @@ def fit(
 @contextmanager
 def main_first(ranks: Ranks) -> Iterator[None]:
     """Rank 0 runs the block while the others wait, then they run it. Should rank 0 fail, they fail too."""
-    failed = False
-    if not ranks.is_main and ranks.any(False):
-        raise TunecoreError("rank 0 could not prepare the run; its own message says why")
+    if not ranks.is_main:
+        if ranks.wait_for_main():
+            raise TunecoreError("rank 0 could not prepare the run; its own message says why")
+        yield
+        return
     try:
         yield
+    except KeyboardInterrupt:
+        raise  # the others learn of it by the word that a stopped rank leaves
     except BaseException:
-        failed = True
+        ranks.end_turn(failed=True)
         raise
-    finally:
-        if ranks.is_main:
-            ranks.any(failed)
+    ranks.end_turn(failed=False)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import tunecore.checkpoint
@@ -31,6 +32,20 @@ class SignalAt:
             self.done = True
             for number in self.numbers:
                 os.kill(self.process, number)
+
+
+class WaitAt:
+    """Stops, once, at the place: makes the file ``gate`` there and waits until it is taken away."""
+
+    def __init__(self, place: str, gate: Path) -> None:
+        self.place, self.gate, self.done = place, gate, False
+
+    def __call__(self, place: str) -> None:
+        if place == self.place and not self.done:
+            self.done = True
+            self.gate.touch()
+            while self.gate.exists():
+                time.sleep(0.01)
 
 
 class WorkerAt:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny_runs as tiny
-from places import SignalAt
+from places import SignalAt, WaitAt
 from record import record
 from scale import scaled
 
@@ -65,7 +65,7 @@ class Runs:
         name = f"run-{self.count}"
         self.count += 1
         codes = self.end(name, acts, during)
-        said = self.said(name)
+        said = "".join(self.said(name, number) for number in range(len(codes)))
         assert not newest_good(self.folder / name)[1]
         assert self.end(name) == [0] * len(codes)
         folder = self.folder / name
@@ -94,6 +94,13 @@ def check_place(runs: Runs, place: str, number: int, times: int) -> None:
         assert "stopped at step" in said and "the same command resumes it" in said, said
     else:
         assert "the same command" in said, said
+
+
+def check_one_of_two(runs: TwoRanks, place: str, rank: int, number: signal.Signals, times: int) -> None:
+    codes, said = runs.stopped({rank: SignalAt(place, [number] * times)})
+    assert codes == [128 + number] * 2, said
+    assert said.count(f"interrupted: rank {rank} was stopped by {number.name}; the same command") == 1, said
+    assert said.count("interrupted") == 2 and "error:" not in said, said
 
 
 @pytest.mark.faults
@@ -152,17 +159,45 @@ def test_two_ranks_stop_together(start_process, world, tmp_path):
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_of_two_ranks_before_they_train(start_process, world, tmp_path, rank):
+@pytest.mark.timeout(1800)
+def test_one_of_two_ranks_is_stopped_at_once(start_process, world, tmp_path):
+    """Before the training, after it, and by a second signal within: the other ends as it did, and says why."""
+    begun, tried = time.monotonic(), 0
     runs = TwoRanks(start_process, world, tmp_path)
-    codes, _ = runs.stopped({rank: SignalAt("building", [signal.SIGTERM])})
-    other = 1 - rank
-    assert codes[rank] == 143 and codes[other] == 2
-    record("signals on two ranks", 1, 1, place="building")
+    for place, times in (*((place, 1) for place in (*PREPARING, *FINISHING[1:])), ("after step 4", 2)):
+        for rank in (0, 1):
+            if place in ("cleaning", "saving final") and rank:
+                continue  # rank 0 alone does that
+            for number in (signal.SIGTERM, signal.SIGINT):
+                check_one_of_two(runs, place, rank, number, times)
+                tried += 1
+    record("signals on two ranks", tried, tried, seconds=round(time.monotonic() - begun, 1))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_rank_that_waits_for_rank_0_can_be_stopped(start_process, world, tmp_path):
+    runs, gate = TwoRanks(start_process, world, tmp_path), tmp_path / "gate"
+
+    def stop_the_one_that_waits(processes):
+        while not gate.exists():
+            assert processes[0].exitcode is None
+            time.sleep(0.01)
+        os.kill(processes[1].pid, signal.SIGTERM)
+        processes[1].join(10)
+        assert processes[1].exitcode == 143 and processes[0].exitcode is None, "at once, not when rank 0 is through"
+        gate.unlink()
+
+    codes, said = runs.stopped({0: WaitAt("cleaning", gate)}, stop_the_one_that_waits)
+    assert codes == [143, 143] and "rank 1 was stopped by SIGTERM" in said, said
+    record("signals on two ranks", 1, 1, place="waiting")
 
 
 # Two that cost data or hours: a half-made corpus left lying, and a stop that the last save forgot.
 @pytest.mark.parametrize(("place", "number", "times"), [("cleaning", signal.SIGTERM, 1), ("saving step-10", 2, 1)])
 def test_some_places(start_process, world, tmp_path, place, number, times):
     check_place(Runs(start_process, world, tmp_path), place, number, times)
+
+
+def test_a_stop_of_one_rank_before_the_training_is_one_of_both(start_process, world, tmp_path):
+    check_one_of_two(TwoRanks(start_process, world, tmp_path), "building", 0, signal.SIGTERM, 1)

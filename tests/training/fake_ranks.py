@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -109,6 +111,19 @@ def leave_or_wait(ranks) -> dict[str, torch.Tensor]:
         return {"rank": torch.tensor(1)}
     found = message_of(ranks.sum, [1.0])["message"]
     return {"message": found[: len("TrainingError: another rank has ended")]}
+
+
+def slow_turn(ranks) -> dict[str, torch.Tensor]:
+    """Rank 0 takes three times as long over its turn as a collective may take."""
+    from tunecore.runner import main_first
+
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=0.5))
+    begun = time.monotonic()
+    with main_first(ranks):
+        first = time.monotonic() - begun < 0.5
+        if ranks.is_main:
+            time.sleep(1.5)
+    return {"first": torch.tensor(first)}
 
 
 def evaluate_on(ranks, count) -> dict[str, torch.Tensor]:

@@ -69,6 +69,10 @@ def test_a_rank_whose_peer_is_gone_says_so(on_ranks):
     assert message == b"TrainingError: another rank has ended"
 
 
+def test_a_turn_of_rank_0_may_last_longer_than_a_collective(on_ranks):
+    assert [float(part["first"]) for part in on_ranks(2, fake_ranks.slow_turn)] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("count", [11, 3])
 def test_evaluation_is_that_of_one_process(on_ranks, count):
     """With three rows the second of three ranks has a batch without targets, and metrics of ranks are merged."""

@@ -1,25 +1,40 @@
 """Ranks: who computes what, and the few sums they share. One process is a rank of its own, and pays nothing.
 
 Started by torchrun, whose environment says how many there are: gloo between CPUs, NCCL between GPUs.
+
+A rank that is stopped by a signal outside the steps, where no rank asks the others, leaves word of it in the store they
+met at. Its peers find their connection closed, read the word, and end as it did: one stop, one exit code.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tunecore.errors import ConfigError, TrainingError
+from tunecore.errors import ConfigError, Interrupted, TrainingError
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients travel in buckets of about this size: large enough for bandwidth, small enough to overlap copies."""
+_STOPPED, _LEFT, _TURNS = "tunecore/stopped", "tunecore/left", "tunecore/turns"
+"""Keys of the store: which rank was stopped first, and by what; how many stopped ranks have left; how many turns of
+rank 0 are over."""
+_POLL_SECONDS = 0.05
+_LAST_SECONDS = 5.0
+"""So long a stopped rank 0, with which the store goes, waits for peers to read its word; one busier than that learns
+only that it is gone."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,8 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    store: Store | None = None
+    """Where they met, and leave word for one another; None for a rank of its own."""
 
     @property
     def is_main(self) -> bool:
@@ -43,7 +60,7 @@ class Ranks:
             return list(values)
         # NCCL sums on the GPU; float64 everywhere keeps token counts exact.
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        with _with_peers():
+        with self._with_peers():
             dist.all_reduce(total)
         return total.tolist()
 
@@ -66,14 +83,14 @@ class Ranks:
         mine = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
         mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         parts = [torch.empty_like(mine) for _ in sizes]
-        with _with_peers():
+        with self._with_peers():
             dist.all_gather(parts, mine)
         return [json.loads(bytes(p[:n].tolist())) for p, n in zip(parts, sizes, strict=True)]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
-            with _with_peers():
+            with self._with_peers():
                 dist.barrier()
 
     def sum_gradients(self, gradients: Sequence[Tensor]) -> None:
@@ -81,7 +98,7 @@ class Ranks:
         if self.world_size == 1 or not gradients:
             return
         pending = []
-        with _with_peers():
+        with self._with_peers():
             for bucket in _buckets(gradients):
                 flat = torch.cat([g.reshape(-1) for g in bucket])
                 pending.append((dist.all_reduce(flat, async_op=True), flat, bucket))
@@ -91,21 +108,71 @@ class Ranks:
             parts = flat.split([g.numel() for g in bucket])
             torch._foreach_copy_(list(bucket), [p.view_as(g) for p, g in zip(parts, bucket, strict=True)])
 
+    def end_turn(self, failed: bool) -> None:
+        """Rank 0 is through with what the others wait for in :meth:`wait_for_main`."""
+        if self.store is not None:
+            with self._with_peers():
+                self.store.add(_TURNS, 1)
+            self.any(failed)
 
-@contextmanager
-def _with_peers() -> Iterator[None]:
-    """What goes wrong inside is that another rank is gone.
+    def wait_for_main(self) -> bool:
+        """Wait until rank 0 has ended its next turn; returns whether it failed.
 
-    Raises:
-        TrainingError: instead of the back end's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        raise TrainingError(
-            f"another rank has ended, so this one cannot go on: {str(error).splitlines()[0]}",
-            hint="Its own message says why; the same command resumes the run.",
-        ) from error
+        A turn may take hours (a corpus is tokenised), a collective would time out; nor does that let signals through.
+        """
+        if self.store is None:
+            return False
+        with self._with_peers():
+            turn = self.store.add(f"{_TURNS} for {self.rank}", 1)
+            while self.store.add(_TURNS, 0) < turn:
+                self._end_if_stopped()
+                time.sleep(_POLL_SECONDS)
+        return self.any(False)
+
+    def leave_word(self, stop: KeyboardInterrupt) -> None:
+        """Say that this rank was stopped, unless another was before it."""
+        if self.store is not None:
+            with suppress(RuntimeError):  # rank 0 is gone, and the store with it
+                number = getattr(stop, "number", signal.SIGINT)
+                self.store.compare_set(_STOPPED, "", f"{self.rank} {int(number)}")
+
+    def wait_for_readers(self) -> None:
+        """What a stopped rank does last, its connections closed: rank 0 keeps the store for those yet to read it."""
+        assert self.store is not None
+        deadline = time.monotonic() + _LAST_SECONDS
+        with suppress(RuntimeError):
+            left = self.store.add(_LEFT, 1)
+            while self.is_main and left < self.world_size and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                left = self.store.add(_LEFT, 0)
+
+    def _end_if_stopped(self) -> None:
+        """End as another rank did, where one has left word.
+
+        Raises:
+            Interrupted: with its signal.
+        """
+        if self.store is not None and self.store.check([_STOPPED]):
+            rank, number = map(int, self.store.get(_STOPPED).split())
+            raise Interrupted(number, f"rank {rank} was stopped by {signal.Signals(number).name}")
+
+    @contextmanager
+    def _with_peers(self) -> Iterator[None]:
+        """What goes wrong inside is that another rank is gone.
+
+        Raises:
+            Interrupted: it was stopped.
+            TrainingError: it ended otherwise; instead of the back end's error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            with suppress(RuntimeError):
+                self._end_if_stopped()
+            raise TrainingError(
+                f"another rank has ended, so this one cannot go on: {str(error).splitlines()[0]}",
+                hint="Its own message says why; the same command resumes the run.",
+            ) from error
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -157,7 +224,7 @@ def set_threads(threads: int | None, local_size: int) -> int:
 
 @contextmanager
 def open_ranks(device: str = "auto", threads: int | None = None) -> Iterator[Ranks]:
-    """Join the ranks torchrun started, or be the only one; leave them at the end.
+    """Join the ranks torchrun started, or be the only one; leave them at the end, and with word where that is a stop.
 
     Args:
         device: ``training.device``.
@@ -180,8 +247,17 @@ def open_ranks(device: str = "auto", threads: int | None = None) -> Iterator[Ran
     started = not dist.is_initialized()
     if started:
         dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    store = dist.distributed_c10d._get_default_store()
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, where, store)
+    stopped = False
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_size, where)
+        yield ranks
+    except KeyboardInterrupt as stop:
+        stopped = True
+        ranks.leave_word(stop)
+        raise
     finally:
         if started:
-            dist.destroy_process_group()
+            dist.destroy_process_group()  # closes the connections, so peers that wait for this rank wake
+            if stopped:
+                ranks.wait_for_readers()
