@@ -73,7 +73,7 @@ def fit(
 
     Raises:
         TunecoreError: the configuration, the data, a plugin, a checkpoint or the training itself is at fault.
-        Interrupted: a signal came during the last save; the run is whole.
+        Interrupted: a signal came during the last save, and the run is whole; or another rank was stopped.
         InUseError: another run is at work in ``output_dir``.
     """
     config = with_known_length(plugins.hooks.tunecore_configure(config=config))

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from tunecore.config import DataConfig
 from tunecore.data.workers import items_of_workers
@@ -87,6 +88,15 @@ def test_a_worker_that_no_signal_but_one_ends():
 def test_a_slow_worker_is_waited_for(monkeypatch):
     monkeypatch.setattr("tunecore.data.workers._LOOK", 0.1)
     assert list(items_of_workers(Numbers(lambda: time.sleep(0.5)), range(6), 2, timeout=30)) == list(range(6))
+
+
+def test_the_loader_imports_what_it_needs_before_there_are_workers(monkeypatch):
+    """The death of one, raised into torch's own import, would be swallowed there, and printed with a traceback."""
+    alive, use = [], torch.autograd.profiler.record_function
+    enter = use.__enter__
+    monkeypatch.setattr(use, "__enter__", lambda self: [alive.append(len(workers())), enter(self)][1])
+    assert list(items_of_workers(Numbers(), range(4), 2, timeout=30)) == list(range(4))
+    assert alive[0] == 0 and len(alive) > 1
 
 
 def test_a_death_is_told_where_a_batch_is_waited_for_and_nowhere_else():

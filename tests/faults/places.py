@@ -13,6 +13,7 @@ from typing import Any
 import tunecore.checkpoint
 import tunecore.data.clean
 import tunecore.data.loader
+import tunecore.data.workers
 import tunecore.runner
 import tunecore.session
 from tunecore.errors import DataError
@@ -69,7 +70,7 @@ class WorkerAt:
 
 def come_by(act: Callable[[str], None]) -> None:
     """Have ``act`` called with the names of these places: "cleaning", "building", "evaluating", "saving NAME",
-    "loading STEP" (where the batches are made) and "finishing".
+    "workers PID PID ..." (which were just started), "loading STEP" (where the batches are made) and "finishing".
     """
     act("command")
 
@@ -88,6 +89,7 @@ def come_by(act: Callable[[str], None]) -> None:
     at(tunecore.session, "build_model", lambda *_: "building")
     at(tunecore.session.Session, "write", lambda *_: "writing a model")
     at(tunecore.data.loader.StepLoader, "step", lambda _, step: f"loading {step}")
+    at(tunecore.data.workers._Watch, "start", lambda _, workers: f"workers {' '.join(str(w.pid) for w in workers)}")
     at(tunecore.runner, "with_test", lambda *_: "finishing")
     at(tunecore.checkpoint, "sync", _saving)
     batches_of = tunecore.runner.eval_batches

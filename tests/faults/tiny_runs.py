@@ -94,7 +94,7 @@ class Faults:
 
     Args:
         delay: seconds to sleep in every step.
-        journal: file for "start N" and "step N" lines; they survive a kill.
+        journal: file for "start N", "step N" and "workers PID PID ..." lines; they survive a kill.
         act: called with the name of each place the run comes by.
         rows: write "row STEP ROW DIGEST" for each sequence, too.
     """
@@ -109,6 +109,12 @@ class Faults:
     def note(self, *words: Any) -> None:
         if self.file is not None:
             os.write(self.file, (" ".join(map(str, words)) + "\n").encode())
+
+    def come_by(self, place: str) -> None:
+        """What :func:`places.come_by` tells."""
+        if place.startswith("workers "):
+            self.note(place)
+        self.act(place)
 
     @hookimpl
     def tunecore_run_start(self, run):
@@ -191,7 +197,7 @@ def command(
         os.dup2(into, 1)
         os.dup2(into, 2)
     plugin = Faults(**faults)
-    come_by(plugin.act)
+    come_by(plugin.come_by)
     tunecore.engine.load_plugins = partial(load_plugins, extra=[plugin])
     run_file = Path(output_dir).with_suffix(f".{os.getpid()}.yaml")
     run_file.write_text(yaml.safe_dump({**options, "output_dir": output_dir}), encoding="utf-8")

@@ -58,6 +58,10 @@ def items_of_workers(
     )  # fmt: skip
     others = set(multiprocessing.active_children())
     watch = _Watch(timeout)
+    # The loader's iterator uses it, and its first use imports a module. From when there are workers on, torch may raise
+    # the death of one into that import, which swallows the error and prints its traceback.
+    with torch.profiler.record_function("data workers"):
+        pass
     iterator: Iterator[Any] | None = None
     try:
         while True:
@@ -109,10 +113,6 @@ class _Watch:
 
     def start(self, workers: Sequence[Any]) -> None:
         self._workers = workers
-        # The loader's iterator uses it, and its first use imports a module: an error raised into that import would be
-        # swallowed there, and printed with its traceback.
-        with torch.profiler.record_function("data workers"):
-            pass
         threading.Thread(target=self._look, daemon=True).start()
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             self._torch = signal.getsignal(signal.SIGCHLD)
