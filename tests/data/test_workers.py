@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+import tunecore.data.workers
 from tunecore.config import DataConfig
 from tunecore.data.workers import items_of_workers
 from tunecore.errors import ConfigError, DataError
@@ -109,8 +110,11 @@ def test_a_death_is_told_where_a_batch_is_waited_for_and_nowhere_else():
         list(items)
 
 
-def test_workers_leave_signals_to_their_parent():
-    """As Ctrl-C in a terminal, or a scheduler, which signal every process of a run."""
+@pytest.mark.parametrize("late", [0.0, 0.5])
+def test_workers_leave_signals_to_their_parent(monkeypatch, late):
+    """As Ctrl-C in a terminal, or a scheduler, which signal every process of a run; also one that has not begun yet."""
+    begin = tunecore.data.workers._begin
+    monkeypatch.setattr("tunecore.data.workers._begin", lambda *a: (time.sleep(late if a[-1] == 1 else 0), begin(*a)))
     items = items_of_workers(Numbers(busy=0.01), range(40), 2, timeout=30)
     found = [next(items)]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):

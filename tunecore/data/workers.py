@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from types import FrameType, TracebackType
@@ -27,6 +27,8 @@ from tunecore.errors import DataError
 
 _LOOK = 5.0
 """Seconds after which a wait for a batch looks whether the workers still live."""
+_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What Ctrl-C and many schedulers send to all processes of a run; the parent still needs batches to end its step."""
 _GRACE = 1.0
 """Seconds a worker has for what it is at when it is no longer needed."""
 
@@ -67,7 +69,8 @@ def items_of_workers(
         while True:
             try:
                 if iterator is None:
-                    iterator = iter(loader)
+                    with _held(_GROUP_SIGNALS):
+                        iterator = iter(loader)
                     watch.start([child for child in multiprocessing.active_children() if child not in others])
                 with watch:
                     item = _next_item(iterator, timeout)
@@ -191,13 +194,29 @@ def _end(iterator: Any, workers: Sequence[Any], ours: Connection) -> None:
                 worker.join()
 
 
+@contextmanager
+def _held(numbers: Sequence[int]) -> Iterator[None]:
+    """Hold signals back from this thread, and from processes it starts: torch's workers end by SIGTERM until they have
+    come to :func:`_begin`, where it is ignored.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(lifeline: Connection, theirs: Connection | None, worker: int) -> None:
     """What a worker does first: leave signals to its parent, and watch for that one's end."""
     if theirs is not None:
         theirs.close()  # a fork inherits it, and would keep itself alive
-    # Ctrl-C and many schedulers signal all processes of a run; the parent still needs batches to end its step.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)
     sys.excepthook = _say_unless_broken_off
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
 
