@@ -9,6 +9,7 @@ void def_bias_gelu(pybind11::module_& m);
 void def_dropout(pybind11::module_& m);
 void def_embedding(pybind11::module_& m);
 void def_gemm(pybind11::module_& m);
+void def_gemm_bf16(pybind11::module_& m);
 void def_masked_lm_loss(pybind11::module_& m);
 void def_residual_norm(pybind11::module_& m);
 void def_transpose(pybind11::module_& m);
@@ -24,6 +25,7 @@ PYBIND11_MODULE(_C, m) {
   tunecore::def_dropout(m);
   tunecore::def_embedding(m);
   tunecore::def_gemm(m);
+  tunecore::def_gemm_bf16(m);
   tunecore::def_masked_lm_loss(m);
   tunecore::def_residual_norm(m);
   tunecore::def_transpose(m);

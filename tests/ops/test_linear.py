@@ -84,6 +84,42 @@ def test_bfloat16_in_tiles_transposes_first_and_errs_no_more_than_torch(shape, t
         assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
 
 
+@pytest.mark.skipif(not _native.in_tiles(torch.ones(1).bfloat16()), reason="this processor has no tile registers")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_that_onednn_leaves_to_one_thread_run_on_ours(transposed, each_thread_count, monkeypatch):
+    inputs = tensors(501, 512, 800, transposed, torch.bfloat16)
+    wanted = gradients(plain, [x.double() for x in inputs], transposed)
+    peers, core, products, found = gradients(plain, inputs, transposed), _native.core(), [], []
+
+    class Spy:
+        def __getattr__(self, name):
+            products.append(name == "gemm_bf16")
+            return getattr(core, name)
+
+    monkeypatch.setattr(_native, "load", Spy)
+    for threads in each_thread_count():
+        products.clear()
+        found.append(gradients(ours, inputs, transposed))
+        assert sum(products) == (3 if threads > 1 else 0)
+        for name, got, right, peer in zip(("out", "dx", "dweight", "dbias"), found[-1], wanted, peers, strict=True):
+            assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
+    assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))  # of 2 and of 7 threads
+
+
+@pytest.mark.skipif(not _native.in_tiles(torch.ones(1).bfloat16()), reason="this processor has no tile registers")
+def test_what_the_product_of_tiles_refuses():
+    def multiply(a, b, c, add=False):
+        _native.core().gemm_bf16(*map(_native.dl, (a, b, c, None)), add, 1)
+
+    a, b, c = (torch.zeros(size).bfloat16() for size in ((4, 32), (32, 5), (4, 5)))
+    with pytest.raises(NativeError, match="argument 'a': wanted a multiple of 32 columns, got 30"):
+        multiply(a[:, :30], b[:30], c)
+    with pytest.raises(NativeError, match="argument 'b': wanted 32 rows, or fewer that lie in one piece"):
+        multiply(a, torch.zeros(5, 31).bfloat16().t(), c)
+    with pytest.raises(NativeError, match="argument 'add': only a float32 'c' is added to"):
+        multiply(a, b, c, add=True)
+
+
 @native
 def test_a_transposed_copy_ends_in_zeros():
     x = torch.randn(33, 50).bfloat16()

@@ -5,7 +5,8 @@ Shape letters: T rows (all axes but the last), K width of the input, N width of 
 torch multiplies float32 by MKL, which on processors not of its maker stays on narrower code: ours is faster there in
 all three products of a layer (docs/results/cpu.md), and the same bits for any number of threads. bfloat16 is left to
 oneDNN, which has the processor's own dot product; into the tile registers of Intel AMX it reads a transposed operand at
-half the speed or less, so there the one of a weight's gradient is transposed first.
+half the speed or less, so there the one of a weight's gradient is transposed first; and products that it leaves to
+one thread of several run on ours.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the pro
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
 
 _LINE = 32  # bfloat16 in a cache line: rows of whole ones, an odd number of them, share no set of a cache
+
+_SHY_ROWS, _SHY_COLUMNS = (384, 1536), (384, 1024)
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -59,12 +62,26 @@ def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | 
         operands = (_in_one_piece(x) for x in (a_MK, b_KN))
         tensors = (_native.dl(x) for x in (*operands, out_MN, bias_N))
         core.gemm(*tensors, add, _native.threads())
+    elif not add and _left_to_one_thread(out_MN, a_MK, b_KN):
+        _native.core().gemm_bf16(*map(_native.dl, (a_MK, b_KN, out_MN, bias_N)), False, _native.threads())
     elif add:
         out_MN.addmm_(a_MK, b_KN)
     elif bias_N is not None:
         torch.addmm(bias_N, a_MK, b_KN, out=out_MN)
     else:
         torch.mm(a_MK, b_KN, out=out_MN)
+
+
+def _left_to_one_thread(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> bool:
+    """Whether oneDNN has one thread of several make this product in tiles, by the sizes where it was seen to (two
+    threads of a Xeon with AMX, docs/results/cpu.md), and ours takes the operands.
+    """
+    rows, columns = out_MN.shape
+    if not (_SHY_ROWS[0] <= rows < _SHY_ROWS[1] and _SHY_COLUMNS[0] <= columns <= _SHY_COLUMNS[1]):
+        return False
+    if _native.threads() == 1 or not _native.in_tiles(a_MK) or a_MK.shape[1] % _LINE or a_MK.stride(1) != 1:
+        return False
+    return 1 in b_KN.stride() and out_MN.stride(1) == 1
 
 
 def weight_gradient_into(out_MN: Tensor, a_TM: Tensor, b_TN: Tensor, *, add: bool = False) -> None:
@@ -74,7 +91,9 @@ def weight_gradient_into(out_MN: Tensor, a_TM: Tensor, b_TN: Tensor, *, add: boo
     if _native.in_tiles(a_TM) and a_TM.stride(1) == 1:
         padded = a_TM.new_empty(columns, (-(-rows // _LINE) | 1) * _LINE)
         _native.core().transpose(_native.dl(a_TM), _native.dl(padded), _native.threads())
-        a_MT = padded[:, :rows]  # of an odd number oneDNN reads one more, times 0: it must not be a NaN
+        # Of an odd number of rows oneDNN reads one more, times 0: it must not be a NaN. Ours takes all of the zeros.
+        ours = not add and _left_to_one_thread(out_MN, padded, b_TN)
+        a_MT = padded if ours else padded[:, :rows]
     matmul_into(out_MN, a_MT, b_TN, add=add)
 
 

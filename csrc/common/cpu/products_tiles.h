@@ -37,7 +37,7 @@ struct Product<TileUnit<Pairs, Tiles>> {
   bool add;
 
   static constexpr int64_t kLanes = Pairs::Isa::kLanes;
-  static constexpr int64_t kPanel = 64;
+  static constexpr int64_t kPanel = 32;
 
   void with(const uint32_t* b, int64_t ldb, int64_t columns) const {
     for (int64_t n = 0; n < columns; n += 32) column(b + n, ldb, n);
