@@ -249,11 +249,14 @@ def test_no_output_aliases_an_input_or_the_buffers():
     assert all(torch.equal(a, b) for a, b in zip(outputs, kept, strict=True))
 
 
-def test_memory_is_one_chunk_whatever_the_rows():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_memory_is_one_chunk_whatever_the_rows(dtype):
     release_workspaces()
-    for n in (CHUNK_ROWS, 5 * CHUNK_ROWS):
-        run(masked_lm_loss, make(n, 4, 50, torch.float32, ignored=0))
-        assert sum(x.numel() for x in _workspaces.__dict__.values()) <= CHUNK_ROWS * 50
+    bytes_of_chunk = CHUNK_ROWS * 500 * max(4, dtype.itemsize)
+    for n in (CHUNK_ROWS, 2 * CHUNK_ROWS, 5 * CHUNK_ROWS):
+        run(masked_lm_loss, make(n, 4, 500, dtype, ignored=0))
+        logits = [x for name, x in _workspaces.__dict__.items() if name.startswith("logits")]
+        assert sum(x.nbytes for x in logits) <= bytes_of_chunk
     release_workspaces()
     assert not _workspaces.__dict__
 
