@@ -12,6 +12,8 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 
+from torch import Tensor
+
 from tunecore.errors import TrainingError
 from tunecore.training.run import Run
 from tunecore.training.state import newest_on_all, restore
@@ -118,10 +120,17 @@ def check_weights(run: Run) -> None:
 
 
 def nonfinite_weight(run: Run) -> str | None:
-    """Name of the first parameter that holds a NaN or Inf, the same on every rank; None where all are finite."""
-    masters = run.optimizer.masters
-    mine = next((name for name, p in masters.items() if not bool(p.detach().isfinite().all())), None)
+    """Name of the first parameter that holds a NaN or Inf, the same on every rank; None where all are finite.
+
+    Both are looked at, the master and the weight rounded from it: what the model computes with may be damaged alone.
+    """
+    masters, weights = run.optimizer.masters, run.optimizer.parameters
+    mine = next((name for name in masters if not (_all_finite(masters[name]) and _all_finite(weights[name]))), None)
     return next((name for name in run.ranks.gather(mine) if name is not None), None)
+
+
+def _all_finite(x: Tensor) -> bool:
+    return bool(x.detach().isfinite().all())
 
 
 def named_rows(row_ids: Iterable[int]) -> str:
