@@ -29,6 +29,8 @@ NAMES = (
 )  # fmt: skip
 DEFAULT, CAMPAIGN = 10_000, 10
 """Executions of the default run, and how many times as many the campaign has (at scale 1)."""
+FOUND = {"corpus": 45_430}
+"""What a nightly run found, kept in every run: a negative length in a record batch, which ended the process."""
 SLOW_SECONDS, MOST_GROWTH = 5, 256 << 20
 
 
@@ -101,6 +103,14 @@ def test_the_default_run_is_ten_thousand(targets):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_damaged_file_is_read_or_refused(targets, tmp_path, name):
     fuzz(targets[name], name, 0, targets[name].share, tmp_path)
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_before_is_refused(targets, tmp_path, name):
+    path = tmp_path / targets[name].name
+    path.write_bytes(targets[name].made(Random(f"{name} {FOUND[name]}")))
+    with pytest.raises(TunecoreError, match="damaged"):
+        targets[name].read(path)
 
 
 @pytest.mark.faults

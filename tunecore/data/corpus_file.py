@@ -231,7 +231,10 @@ class CorpusFile:
         reader = pa.ipc.open_file(pa.memory_map(self.path))
         if reader.num_record_batches != 1:
             raise ValueError(f"{reader.num_record_batches} record batches where one is expected")
-        return reader.get_batch(0)
+        batch = reader.get_batch(0)
+        # Buffers may be shorter than the lengths say: reading past them would end the process. Costs no pass over them.
+        batch.validate()
+        return batch
 
     def _header(self, metadata: Mapping[bytes, bytes]) -> dict[str, Any]:
         try:
