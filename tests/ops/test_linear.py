@@ -6,7 +6,7 @@ from torch.library import opcheck
 
 from tunecore.errors import NativeError
 from tunecore.ops import _native, linear
-from tunecore.ops.linear import matmul_into
+from tunecore.ops.linear import matmul_into, weight_gradient_into
 
 native = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
 OP = torch.ops.tunecore.linear.default
@@ -104,6 +104,19 @@ def test_products_that_onednn_leaves_to_one_thread_run_on_ours(transposed, each_
         for name, got, right, peer in zip(("out", "dx", "dweight", "dbias"), found[-1], wanted, peers, strict=True):
             assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
     assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))  # of 2 and of 7 threads
+
+
+@native
+@pytest.mark.parametrize("rows", [64, 77])
+def test_the_gradient_of_a_weight_takes_any_layout(rows, each_thread_count):
+    a, b = torch.randn(rows, 400).bfloat16(), torch.randn(rows, 390).bfloat16()
+    wanted = a.double().t() @ b.double()
+    for _ in each_thread_count():
+        for left in (a, a.t().contiguous().t()):
+            for right in (b, b.t().contiguous().t()):
+                out = torch.empty(400, 390).bfloat16()
+                weight_gradient_into(out, left, right)
+                assert error(out, wanted) < 4e-3
 
 
 @pytest.mark.skipif(not _native.in_tiles(torch.ones(1).bfloat16()), reason="this processor has no tile registers")

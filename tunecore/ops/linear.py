@@ -21,10 +21,8 @@ from tunecore.ops import _native
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
-
 _LINE = 32  # bfloat16 in a cache line: rows of whole ones, an odd number of them, share no set of a cache
-
-_SHY_ROWS, _SHY_COLUMNS = (384, 1536), (384, 1024)
+_ONE_THREAD_ROWS, _ONE_THREAD_COLUMNS = range(384, 1536), range(384, 1025)  # of results that oneDNN makes with one
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -77,7 +75,7 @@ def _left_to_one_thread(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> bool:
     threads of a Xeon with AMX, docs/results/cpu.md), and ours takes the operands.
     """
     rows, columns = out_MN.shape
-    if not (_SHY_ROWS[0] <= rows < _SHY_ROWS[1] and _SHY_COLUMNS[0] <= columns <= _SHY_COLUMNS[1]):
+    if rows not in _ONE_THREAD_ROWS or columns not in _ONE_THREAD_COLUMNS:
         return False
     if _native.threads() == 1 or not _native.in_tiles(a_MK) or a_MK.shape[1] % _LINE or a_MK.stride(1) != 1:
         return False
@@ -92,7 +90,7 @@ def weight_gradient_into(out_MN: Tensor, a_TM: Tensor, b_TN: Tensor, *, add: boo
         padded = a_TM.new_empty(columns, (-(-rows // _LINE) | 1) * _LINE)
         _native.core().transpose(_native.dl(a_TM), _native.dl(padded), _native.threads())
         # Of an odd number of rows oneDNN reads one more, times 0: it must not be a NaN. Ours takes all of the zeros.
-        ours = not add and _left_to_one_thread(out_MN, padded, b_TN)
+        ours = not add and b_TN.stride(1) == 1 and _left_to_one_thread(out_MN, padded, b_TN)
         a_MT = padded if ours else padded[:, :rows]
     matmul_into(out_MN, a_MT, b_TN, add=add)
 
