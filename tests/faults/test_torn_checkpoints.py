@@ -25,6 +25,8 @@ from tunecore.run_folder import TRAINING_STATE
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "tunecore-peft" / "src"))
 import tunecore_peft
 
+sys.path.pop(0)  # or what a build left there would be an installed plugin to the tests after this one
+
 NEWEST, BEFORE = "step-6", "step-4"
 CONFIGS = {
     "bert": {**saving.CONFIG, "model": {**saving.small.MODEL, "family": "bert"}},

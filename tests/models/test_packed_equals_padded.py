@@ -186,7 +186,7 @@ def test_hidden_states_loss_and_every_gradient(model_type, task, draw, make_smal
             continue
         got = torch.zeros_like(parameter) if got is None else got
         want = torch.zeros_like(parameter) if want is None else want
-        rounding = 3e-5 * max(1.0, float(want.abs().max()))  # a sum near 0 is rounded as its largest terms are
+        rounding = 6e-5 * max(1.0, float(want.abs().max()))  # a sum near 0 is rounded as its largest terms are
         torch.testing.assert_close(got, want, rtol=1e-3, atol=rounding, msg=lambda text, name=name: f"{name}: {text}")
         compared += bool(want.abs().sum() > 0)
     assert compared > 5
