@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../common/cpu/capability.h"
+#include "../common/cpu/integers.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
 
@@ -29,9 +30,6 @@ const GemmKernels& kernels() {
 #endif
   });
 }
-
-int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-int64_t round_up(int64_t x, int64_t to) { return parts(x, to) * to; }
 
 // `whole` cut into the fewest ranges of at most `most`, all but the last of one size, a multiple of `unit`.
 class Cuts {

@@ -5,6 +5,8 @@
 #pragma once
 #include <stdint.h>
 
+#include "../gemm/gemm.h"
+
 namespace tunecore {
 
 constexpr int64_t kGemmBf16Panel = 32;
@@ -24,16 +26,12 @@ struct GemmBf16Params {
   bool add;                // to what C holds, of floats only
 };
 
-struct GemmBf16Range {
-  int64_t begin, end;
-};
-
 struct GemmBf16Kernels {
   int64_t (*scratch_bytes)(const GemmBf16Params& p, int64_t rows, int64_t columns);
   // One panel, of the columns from `first`.
   void (*pack)(const GemmBf16Params& p, int64_t first, uint32_t* panel, char* scratch);
   // C of these rows and columns; `panels` begin with the columns.
-  void (*multiply)(const GemmBf16Params& p, GemmBf16Range rows, GemmBf16Range columns, const uint32_t* panels,
+  void (*multiply)(const GemmBf16Params& p, GemmRange rows, GemmRange columns, const uint32_t* panels,
                    char* scratch);
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../common/cpu/capability.h"
+#include "../common/cpu/integers.h"
 #include "../common/parallel.h"
 #include "../common/scratch.h"
 
@@ -12,9 +13,6 @@ namespace {
 // An item: its float32 sums (384 KiB) and panels of B (768 KiB at the depth of a pass) stay in the second-level cache.
 constexpr int64_t kTall = 128, kWide = 768, kLeastTall = 32, kLeastWide = 128;
 constexpr int kItemsPerThread = 4;
-
-int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
-int64_t round_up(int64_t x, int64_t to) { return parts(x, to) * to; }
 
 }  // namespace
 

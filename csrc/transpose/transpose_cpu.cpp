@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "../common/cpu/capability.h"
+#include "../common/cpu/integers.h"
 #include "../common/parallel.h"
 
 namespace tunecore {
@@ -15,7 +16,7 @@ void transpose_cpu(const TransposeParams& p, int threads) {
 #endif
   });
   constexpr int64_t kStrip = 128;  // a cache line of each of its rows of out stays in cache until it is full
-  parallel_for((p.columns + kStrip - 1) / kStrip, threads, [&](int64_t strip, int) {
+  parallel_for(parts(p.columns, kStrip), threads, [&](int64_t strip, int) {
     kernels.rows_of_out(p, strip * kStrip, std::min(p.columns, (strip + 1) * kStrip));
   });
 }

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tunecore.ops import _cuda, _native
+from tunecore.ops._native import CAPABILITIES
 
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "cuda-tests" / "library" / "libtunecore_cuda_emulated.so"
-ORDER = ("default", "avx2", "avx512", "avx512_bf16", "amx_bf16")
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def each_variant():
     core = _native.load()
 
     def variants():
-        for variant in ORDER[: ORDER.index(core.detected_capability()) + 1]:
+        for variant in CAPABILITIES[: CAPABILITIES.index(core.detected_capability()) + 1]:
             core.set_capability(variant)
             yield variant
 

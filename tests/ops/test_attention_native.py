@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from tunecore.errors import NativeError
 from tunecore.ops import DropoutKey, _attention_native, _native, attention
+from tunecore.ops._native import CAPABILITIES
 from tunecore.ops.reference import AttentionOptions, attention_backward_reference, attention_reference
 
 pytestmark = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
 
-ORDER = ("default", "avx2", "avx512", "avx512_bf16", "amx_bf16")
-VARIANTS = ORDER[: ORDER.index(_native.load().detected_capability()) + 1] if _native.info().available else ()
+VARIANTS = ()
+if _native.info().available:
+    VARIANTS = CAPABILITIES[: CAPABILITIES.index(_native.load().detected_capability()) + 1]
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1.5e-2}
 LENGTHS = [(3, 3), (1, 1), (0, 0), (129, 129), (2, 40), (50, 7), (300, 300)]
 HEADS = 4

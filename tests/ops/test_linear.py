@@ -9,6 +9,7 @@ from tunecore.ops import _native, linear
 from tunecore.ops.linear import matmul_into, weight_gradient_into
 
 native = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
+tiles = pytest.mark.skipif(_native.info().capability != "amx_bf16", reason="this processor has no tile registers")
 OP = torch.ops.tunecore.linear.default
 BIG = 40, 400, 300  # rows, K, N: past the sizes that are left to torch
 
@@ -38,6 +39,19 @@ def error(got, wanted):
     return ((got.double() - wanted).norm() / wanted.norm()).item()
 
 
+def calls_of_core(monkeypatch):
+    """Names of what is asked of the compiled core from here on."""
+    calls, core = [], _native.core()
+
+    class Spy:
+        def __getattr__(self, name):
+            calls.append(name)
+            return getattr(core, name)
+
+    monkeypatch.setattr(_native, "load", Spy)
+    return calls
+
+
 @native
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [BIG, (200, 129, 257), (64, 1300, 70), (33, 64, 3100)])
@@ -53,14 +67,7 @@ def test_no_variant_errs_more_than_twice_as_much_as_torch(shape, transposed, eac
 
 @native
 def test_the_kernel_is_what_runs(monkeypatch):
-    calls, core = [], _native.core()
-
-    class Spy:
-        def __getattr__(self, name):
-            calls.append(name)
-            return getattr(core, name)
-
-    monkeypatch.setattr(_native, "load", Spy)
+    calls = calls_of_core(monkeypatch)
     monkeypatch.setattr(_native, "in_tiles", lambda x: False)
     gradients(ours, tensors(*BIG, False), False)
     assert calls.count("gemm") == 3 and calls.count("column_sum") == 1
@@ -84,23 +91,16 @@ def test_bfloat16_in_tiles_transposes_first_and_errs_no_more_than_torch(shape, t
         assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
 
 
-@pytest.mark.skipif(not _native.in_tiles(torch.ones(1).bfloat16()), reason="this processor has no tile registers")
+@tiles
 @pytest.mark.parametrize("transposed", [False, True])
 def test_products_that_onednn_leaves_to_one_thread_run_on_ours(transposed, each_thread_count, monkeypatch):
     inputs = tensors(501, 512, 800, transposed, torch.bfloat16)
     wanted = gradients(plain, [x.double() for x in inputs], transposed)
-    peers, core, products, found = gradients(plain, inputs, transposed), _native.core(), [], []
-
-    class Spy:
-        def __getattr__(self, name):
-            products.append(name == "gemm_bf16")
-            return getattr(core, name)
-
-    monkeypatch.setattr(_native, "load", Spy)
+    peers, calls, found = gradients(plain, inputs, transposed), calls_of_core(monkeypatch), []
     for threads in each_thread_count():
-        products.clear()
+        calls.clear()
         found.append(gradients(ours, inputs, transposed))
-        assert sum(products) == (3 if threads > 1 else 0)
+        assert calls.count("gemm_bf16") == (3 if threads > 1 else 0)
         for name, got, right, peer in zip(("out", "dx", "dweight", "dbias"), found[-1], wanted, peers, strict=True):
             assert error(got, right) <= max(2 * error(peer, right), 1e-3), name
     assert all(torch.equal(a, b) for a, b in zip(found[1], found[2], strict=True))  # of 2 and of 7 threads
@@ -119,7 +119,7 @@ def test_the_gradient_of_a_weight_takes_any_layout(rows, each_thread_count):
                 assert error(out, wanted) < 4e-3
 
 
-@pytest.mark.skipif(not _native.in_tiles(torch.ones(1).bfloat16()), reason="this processor has no tile registers")
+@tiles
 def test_what_the_product_of_tiles_refuses():
     def multiply(a, b, c, add=False):
         _native.core().gemm_bf16(*map(_native.dl, (a, b, c, None)), add, 1)

@@ -17,8 +17,7 @@ import torch
 from tunecore import __version__, doctor
 from tunecore.errors import NativeError
 from tunecore.ops import _native
-
-ISAS = ["default", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
+from tunecore.ops._native import CAPABILITIES
 
 
 @pytest.fixture
@@ -50,7 +49,7 @@ def test_info_describes_the_build(core):
     assert info.reason == ""
     assert info.version == __version__
     assert info.variants[0] == "default"
-    assert set(info.variants) <= set(ISAS)
+    assert set(info.variants) <= set(CAPABILITIES)
     assert info.capability == core.detected_capability()
     assert info.compiler.split()[0] in ("gcc", "clang")
 
@@ -91,11 +90,11 @@ def test_broken_core_is_an_error(forgetful, monkeypatch, tmp_path):
 
 
 def test_capability_can_be_chosen_and_is_checked(core):
-    detected = ISAS.index(core.detected_capability())
-    for isa in ISAS[: detected + 1]:
+    detected = CAPABILITIES.index(core.detected_capability())
+    for isa in CAPABILITIES[: detected + 1]:
         core.set_capability(isa)
         assert core.capability() == isa
-    for isa in ISAS[detected + 1 :]:
+    for isa in CAPABILITIES[detected + 1 :]:
         with pytest.raises(NativeError, match=f"'{isa}' is not supported by this processor; choices here: default"):
             core.set_capability(isa)
     with pytest.raises(NativeError, match="TUNECORE_CPU_CAPABILITY='sse9' is unknown; choices here: default"):

@@ -20,6 +20,8 @@ from tunecore.errors import NativeError
 MODULE = "tunecore._C"
 SWITCH = "TUNECORE_NO_NATIVE"
 _PRESENT = importlib.util.find_spec(MODULE) is not None and os.environ.get(SWITCH) != "1"
+CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16", "amx_bf16")
+"""Instruction sets there are kernels for, each including those before it."""
 """A plain constant, so that a graph compiler can look at it."""
 
 
@@ -30,7 +32,7 @@ class NativeInfo:
     available: bool
     path: str | None = None
     variants: tuple[str, ...] = ()
-    """Instruction sets compiled in: default, avx2, avx512, avx512_bf16, amx_bf16."""
+    """Instruction sets compiled in, of ``CAPABILITIES``."""
     capability: str | None = None
     """The instruction set in use (environment variable TUNECORE_CPU_CAPABILITY overrides)."""
     compiler: str | None = None

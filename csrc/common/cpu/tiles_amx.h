@@ -59,7 +59,7 @@ struct AmxTiles {
       _tile_zero(3);
     }
     for (int64_t k = 0; k < t.steps; ++k, a += 64, b += 16 * t.b_stride) {
-      for (int64_t i = 0; i < 16; ++i) {
+      for (int64_t i = 0; i < 16; ++i) {  // B of the next step streams from the second-level cache
         _mm_prefetch(b + 16 * t.b_stride + i * t.b_stride, _MM_HINT_T0);
         _mm_prefetch(b + 16 * t.b_stride + i * t.b_stride + 64, _MM_HINT_T0);
       }
