@@ -169,7 +169,8 @@ def test_what_cannot_be_packed_is_refused():
                 input_ids=batch.input_ids, decoder_input_ids=batch.decoder_input_ids, use_cache=False, **names
             )
     twin = eager_twin(make("t5"))
-    twin.set_attn_implementation(packed.ATTENTION)
+    for stack in (twin, twin.encoder, twin.decoder):
+        stack.config._attn_implementation = packed.ATTENTION
     (batch,) = packed_batch(examples, "t5")
     with pytest.raises(ConfigError, match="position_bias is"):
         ForwardPass(twin, FAMILIES["t5"], batch).hidden()
