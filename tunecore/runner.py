@@ -27,7 +27,7 @@ from tunecore.data.rows import RowSource, TaskRows
 from tunecore.data.streams import derive_key
 from tunecore.data.tokenizer import load_tokenizer
 from tunecore.durable import cannot_write
-from tunecore.errors import ConfigError, Interrupted, InUseError, TunecoreError
+from tunecore.errors import CheckpointError, ConfigError, Interrupted, InUseError, TunecoreError
 from tunecore.inputs import RunData, evaluation_rows, pretrain_data, task_records, train_tokenizer_on
 from tunecore.locks import LOCK, RunLock
 from tunecore.models.loading import enable_gradient_checkpointing, known_model_type, seeded
@@ -318,7 +318,7 @@ def finish(run: Run, session: Session, result: TrainResult, data: RunData) -> Tr
             commit(run.output_dir, FINAL, write, manifest_info(run))
     run.ranks.barrier()
     if best is not None and not result.interrupted and best.name != step_name(run.step):
-        load_weights(run, best)
+        _take_best(run, best)
     tensors = exported(run.strategies, session.model, run.optimizer.full_state(session.model))
     tasks = run.optimizer.full_state(session.unit.task_modules)
     session.model = restored(run.strategies, session.model)
@@ -335,3 +335,14 @@ def finish(run: Run, session: Session, result: TrainResult, data: RunData) -> Tr
     if run.ranks.is_main and run.config.tracking.report:
         write_report(run.output_dir)
     return result
+
+
+def _take_best(run: Run, best: Path) -> None:
+    try:
+        load_weights(run, best)
+    except CheckpointError as error:
+        raise CheckpointError(
+            error.message,
+            hint=f"All steps are made, and {best.name} is the best checkpoint. Restore it, or remove it, and run "
+            f"again: without it the run ends with the weights after the last step, which {FINAL} has.",
+        ) from error

@@ -20,7 +20,7 @@ from scale import scaled
 from tunecore import Engine, hookimpl
 from tunecore.checkpoint import newest_good
 from tunecore.errors import CheckpointError
-from tunecore.run_folder import TRAINING_STATE
+from tunecore.run_folder import TRAINING_STATE, resolve_model
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "plugins" / "tunecore-peft" / "src"))
 import tunecore_peft
@@ -227,3 +227,27 @@ def test_a_damaged_model_is_not_loaded(torn):
     Engine.from_pretrained(run / "final").save(chosen)
     assert Engine.from_pretrained(run).model is not None, "what is saved over a checkpoint is what it then is"
     assert json.loads((chosen / "config.json").read_text())
+
+
+class FlipAtTheEnd:
+    """A plugin that damages the best checkpoint once all steps are made."""
+
+    @hookimpl
+    def tunecore_run_end(self, run):
+        if self.at_work:
+            flip(run.best_path / "model.safetensors")
+
+    at_work = True
+
+
+def test_a_damaged_best_checkpoint_costs_none_of_the_last_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(saving.small.write_data(tmp_path / "here"))
+    config = {**saving.CONFIG, "evaluation": {"every": 2, "max_rows": 4, "metric": "loss"}}  # the highest: the first
+    plugin, run = FlipAtTheEnd(), Path(saving.RUN)
+    with pytest.raises(CheckpointError, match=r"step-2.*(?s:.)*[Rr]estore it, or remove it"):
+        saving.train(config, plugin)
+    assert (run / "final" / "model.safetensors").exists() and not (run / "result.json").exists()
+    plugin.at_work = False
+    shutil.rmtree(run / "step-2")
+    saving.train(config, plugin)
+    assert (run / "result.json").exists() and resolve_model(run) == run / "final"
