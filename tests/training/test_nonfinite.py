@@ -12,7 +12,7 @@ import torch
 
 from tunecore.checkpoint import newest_good, verify
 from tunecore.errors import TrainingError
-from tunecore.training.nonfinite import MOST_IN_A_ROW
+from tunecore.training.nonfinite import MOST_IN_A_ROW, nonfinite_weight
 from tunecore.training.step import train_step
 
 STEPS, SAVED, AT = 8, 3, 4
@@ -171,3 +171,10 @@ def test_a_weight_that_a_step_made_infinite_is_not_saved(tmp_path, policy):
         with pytest.raises(TrainingError, match=r"after step 6 the weight 'body\.mix\.weight' .*not saved"):
             fit(run)
     assert newest_good(tmp_path)[0].name == ("step-6" if policy == "rollback" else "step-3")
+
+
+def test_finite_weights_whose_sum_is_not_finite_are_saved(tmp_path):
+    run = fake.make_fake_run(fake.make_config(tmp_path, save_every=SAVED), steps=1)
+    with torch.no_grad():
+        run.optimizer.masters["body.mix.weight"].fill_(3e38)
+    assert nonfinite_weight(run) is None
