@@ -1,18 +1,21 @@
-"""A linear layer in float32, its three products: tunecore's GEMM against PyTorch's (MKL on x86), in turn.
+"""A linear layer's three products: tunecore's GEMM against PyTorch's (on x86 MKL, in bf16 oneDNN), in turn.
 
 Output, gradient of the input and gradient of the weight, each into a buffer that is there already: ``matmul_into``
-against ``torch.mm(out=)``. FLOPs are 2 T K N each.
+against ``torch.mm(out=)``. FLOPs are 2 T K N each. With --new-rows each call has one row less than the one before, as
+packed batches have another number of rows at every step: oneDNN compiles code for each, and keeps that of 1,024.
 
-    python benchmarks/bench_linear.py [--threads N] [--pairs 5]
+    python benchmarks/bench_linear.py [--threads N] [--pairs 5] [--dtype bf16] [--new-rows]
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import NamedTuple
 
 import torch
-from common import alternate, arguments, machine_line, parsed, ratios, record, timed_rate
+from common import DTYPES, alternate, arguments, machine_line, parsed, ratios, record, timed_rate
 from torch import Tensor
 
 from tunecore.ops.linear import matmul_into
@@ -26,46 +29,67 @@ SHAPES = (
 QUICK = ((64, 64, 128),)
 
 
-def products(rows: int, width: int, out: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Name -> (result, left, right) of the three products of a layer, laid out as a layer has them."""
+class Product(NamedTuple):
+    """One product of a layer of so many rows, as a layer's operands lie: result, left, right."""
+
+    name: str
+    operands: Callable[[int], tuple[Tensor, Tensor, Tensor]]
+
+
+def products(rows: int, width: int, out: int, dtype: torch.dtype) -> list[Product]:
     torch.manual_seed(0)
-    x, weight, dout = torch.randn(rows, width), torch.randn(out, width), torch.randn(rows, out)
-    new = torch.empty
-    return {
-        "output": (new(rows, out), x, weight.t()),
-        "of input": (new(rows, width), dout, weight),
-        "of weight": (new(out, width), dout.t(), x),
-    }
+    x, weight, dout = (torch.randn(shape).to(dtype) for shape in ((rows, width), (out, width), (rows, out)))
+    y, dx, dweight = (torch.empty_like(like) for like in (dout, x, weight))
+    return [
+        Product("output", lambda t: (y[:t], x[:t], weight.t())),
+        Product("of input", lambda t: (dx[:t], dout[:t], weight)),
+        Product("of weight", lambda t: (dweight, dout[:t].t(), x[:t])),
+    ]
 
 
-def turn(call: Callable[..., object], flops: int, seconds: float) -> Callable[[], float]:
+Multiply = Callable[[Tensor, Tensor, Tensor], object]
+
+
+def turn(
+    multiply: Multiply, product: Product, rows: Iterator[int], per_row: int, seconds: float
+) -> Callable[[], float]:
+    """A turn of one contestant; ``rows`` are those of each call."""
+
     def once() -> int:
-        call()
-        return flops
+        count = next(rows)
+        multiply(*product.operands(count))
+        return count * per_row
 
     return lambda: timed_rate(once, seconds, 1)
 
 
 def main() -> None:
-    args = parsed(arguments(__doc__, seconds=0.2))
+    parser = arguments(__doc__, seconds=0.2)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--new-rows", action="store_true", help="another number of rows at every call")
+    args = parsed(parser)
     lines = [
         "| T x K x N | product | tunecore GFLOP/s | torch.mm | ours is |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for shape in QUICK if args.quick else SHAPES:
-        flops = 2 * shape[0] * shape[1] * shape[2]
-        for name, (result, left, right) in products(*shape).items():
-            calls = {
-                OURS: lambda c=result, a=left, b=right: matmul_into(c, a, b),
-                PEER: lambda c=result, a=left, b=right: torch.mm(a, b, out=c),
+    contestants = {OURS: matmul_into, PEER: lambda c, a, b: torch.mm(a, b, out=c)}
+    for rows, width, out in QUICK if args.quick else SHAPES:
+        shape = f"{rows} x {width} x {out}"
+        counts = range(rows, rows // 2, -1) if args.new_rows else (rows,)
+        for product in products(rows, width, out, DTYPES[args.dtype]):
+            turns = {
+                who: turn(multiply, product, cycle(counts), 2 * width * out, args.seconds)
+                for who, multiply in contestants.items()
             }
-            figures = alternate({who: turn(call, flops, args.seconds) for who, call in calls.items()}, args.pairs)
+            figures = alternate(turns, args.pairs)
             ratio = ratios(figures, OURS)
             if not args.quick:
-                record(f"linear fp32 {'x'.join(map(str, shape))} {name}", figures, ratio, "FLOP/s")
+                title = f"linear {args.dtype} {shape.replace(' ', '')} {product.name}"
+                record(title + ", new rows" * args.new_rows, figures, ratio, "FLOP/s")
             ours, peer = (statistics.median(figures[who]) / 1e9 for who in (OURS, PEER))
-            lines.append(f"| {' x '.join(map(str, shape))} | {name} | {ours:.0f} | {peer:.0f} | {ratio[PEER]:.2f}x |")
-    print(f"products of a linear layer, float32 ({args.pairs} alternating rounds)\n")
+            lines.append(f"| {shape} | {product.name} | {ours:.0f} | {peer:.0f} | {ratio[PEER]:.2f}x |")
+    at_each = ", another number of rows at every call" * args.new_rows
+    print(f"products of a linear layer, {args.dtype}{at_each} ({args.pairs} alternating rounds)\n")
     print("\n".join(lines))
     print("\n" + machine_line())
 

@@ -12,7 +12,6 @@ void def_gemm(pybind11::module_& m);
 void def_gemm_bf16(pybind11::module_& m);
 void def_masked_lm_loss(pybind11::module_& m);
 void def_residual_norm(pybind11::module_& m);
-void def_transpose(pybind11::module_& m);
 
 }  // namespace tunecore
 
@@ -28,5 +27,4 @@ PYBIND11_MODULE(_C, m) {
   tunecore::def_gemm_bf16(m);
   tunecore::def_masked_lm_loss(m);
   tunecore::def_residual_norm(m);
-  tunecore::def_transpose(m);
 }

@@ -35,4 +35,7 @@ TUNECORE_INLINE uint32_t philox_site_key(uint64_t key, uint32_t site) {
   return uint32_t(key) ^ (site * 0x9E3779B9u);
 }
 
+// Dropout by counter drops where 16 random bits are below `drop_below`, and multiplies what it keeps by this.
+TUNECORE_INLINE float keep_scale(uint32_t drop_below) { return 65536.0f / float(65536 - int32_t(drop_below)); }
+
 }  // namespace tunecore

@@ -7,7 +7,7 @@ namespace tunecore {
 
 struct DropoutParams {
   const void* x;
-  void* out;  // x of the kept elements times 65536 / (65536 - drop_below), 0 elsewhere
+  void* out;  // x of the kept elements times keep_scale (common/philox.h), 0 elsewhere
   int64_t count;
   uint64_t rng_key;
   uint32_t site;

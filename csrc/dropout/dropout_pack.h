@@ -12,7 +12,7 @@ __device__ __forceinline__ void drop(float (&x)[kRowPack], uint64_t key, const P
   const uint64_t block = uint64_t(first) >> 3;
   const Philox4 r = philox4x32_10(philox_site_key(key, p.site), uint32_t(key >> 32), uint32_t(block),
                                   uint32_t(block >> 32), kDropoutDomain, 0);
-  const float scale = 65536.0f / float(65536 - int(p.drop_below));
+  const float scale = keep_scale(p.drop_below);
   for (int i = 0; i < kRowPack; ++i) x[i] = (r.w[i / 2] >> 16 * (i % 2) & 0xFFFFu) >= p.drop_below ? x[i] * scale : 0.0f;
 }
 

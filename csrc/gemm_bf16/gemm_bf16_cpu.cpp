@@ -10,9 +10,10 @@
 namespace tunecore {
 namespace {
 
-// An item: its float32 sums (384 KiB) and panels of B (768 KiB at the depth of a pass) stay in the second-level cache.
+// An item: its float32 sums (384 KiB) and panels of B (1 MiB at the depth of a pass) stay in the second-level cache.
 constexpr int64_t kTall = 128, kWide = 768, kLeastTall = 32, kLeastWide = 128;
 constexpr int kItemsPerThread = 4;
+constexpr int64_t kGroupBytes = 4 << 20;  // of panels that are made before they are multiplied: still in cache then
 
 }  // namespace
 
@@ -25,24 +26,32 @@ const GemmBf16Kernels* gemm_bf16_kernels() {
 
 void gemm_bf16_cpu(const GemmBf16Params& p, int threads, const GemmBf16Kernels& kernels) {
   static thread_local Scratch memory;
-  const int64_t panels = parts(p.columns, kGemmBf16Panel), panel_units = kGemmBf16Panel * p.depth / 2;
+  const int64_t panel_bytes = kGemmBf16Panel * round_up(p.depth, kGemmBf16Step) * 2;
+  const int64_t panels = parts(p.columns, kGemmBf16Panel);
+  const int64_t most = std::max(kGroupBytes / std::max<int64_t>(panel_bytes, 1), kWide / kGemmBf16Panel);
+  const int64_t group = std::max<int64_t>(parts(panels, std::max<int64_t>(parts(panels, most), 1)), 1);  // alike
   int64_t tall = kTall, wide = kWide;
-  const auto too_few = [&] { return parts(p.rows, tall) * parts(p.columns, wide) < kItemsPerThread * int64_t(threads); };
+  const auto too_few = [&] {
+    return parts(p.rows, tall) * parts(group * kGemmBf16Panel, wide) < kItemsPerThread * int64_t(threads);
+  };
   while (threads > 1 && tall > kLeastTall && too_few()) tall /= 2;
   while (threads > 1 && wide > kLeastWide && too_few()) wide = round_up(wide / 2, kGemmBf16Panel);
-  const int64_t across = parts(p.columns, wide);
   const int64_t scratch = round_up(kernels.scratch_bytes(p, tall, wide), 64);
-  char* const at = memory.of(size_t(panels * panel_units * 4 + scratch * threads));
-  uint32_t* const b = reinterpret_cast<uint32_t*>(at);
-  char* const own = at + panels * panel_units * 4;
-  parallel_for(panels, threads, [&](int64_t n, int worker) {
-    kernels.pack(p, n * kGemmBf16Panel, b + n * panel_units, own + worker * scratch);
-  });
-  parallel_for(parts(p.rows, tall) * across, threads, [&](int64_t item, int worker) {
-    const int64_t r = item / across * tall, n = item % across * wide;
-    kernels.multiply(p, {r, std::min(p.rows, r + tall)}, {n, std::min(p.columns, n + wide)}, b + n * p.depth / 2,
-                     own + worker * scratch);
-  });
+  char* const packed = memory.of(size_t(group * panel_bytes + scratch * threads));
+  char* const own = packed + group * panel_bytes;
+  const auto panel = [&](int64_t n) { return reinterpret_cast<uint32_t*>(packed + n * panel_bytes); };
+  for (int64_t g = 0; g < panels; g += group) {
+    const int64_t begin = g * kGemmBf16Panel, end = std::min(p.columns, (g + group) * kGemmBf16Panel);
+    parallel_for(std::min(group, panels - g), threads, [&](int64_t n, int worker) {
+      kernels.pack(p, begin + n * kGemmBf16Panel, panel(n), own + worker * scratch);
+    });
+    const int64_t across = parts(end - begin, wide);
+    parallel_for(parts(p.rows, tall) * across, threads, [&](int64_t item, int worker) {
+      const int64_t r = item / across * tall, n = item % across * wide;
+      kernels.multiply(p, {r, std::min(p.rows, r + tall)}, {begin + n, std::min(end, begin + n + wide)},
+                       panel(n / kGemmBf16Panel), own + worker * scratch);
+    });
+  }
 }
 
 }  // namespace tunecore

@@ -1,16 +1,17 @@
-"""A linear layer and the products under it: float32 on a GEMM of our own, bfloat16 and every other device on torch's.
+"""A linear layer and the products under it: float32 and bfloat16 in tiles on GEMMs of our own, the rest on torch's.
 
 Shape letters: T rows (all axes but the last), K width of the input, N width of the output.
 
 torch multiplies float32 by MKL, which on processors not of its maker stays on narrower code: ours is faster there in
-all three products of a layer (docs/results/cpu.md), and the same bits for any number of threads. bfloat16 is left to
-oneDNN, which has the processor's own dot product; into the tile registers of Intel AMX it reads a transposed operand at
-half the speed or less, so there the one of a weight's gradient is transposed first; and products that it leaves to
-one thread of several run on ours.
+all three products of a layer (docs/results/cpu.md). bfloat16 is left to oneDNN, which has the processor's own dot
+product, but where that is the tile registers of Intel AMX: there it leaves some sizes to one thread, reads a transposed
+operand at half the speed, and for every new number of rows, which packed batches have at each step, compiles code for a
+millisecond or more and keeps most of a megabyte. Ours give the same bits for any number of threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,8 +22,7 @@ from tunecore.ops import _native
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
-_LINE = 32  # bfloat16 in a cache line: rows of whole ones, an odd number of them, share no set of a cache
-_ONE_THREAD_ROWS, _ONE_THREAD_COLUMNS = range(384, 1536), range(384, 1025)  # of results that oneDNN makes with one
+_DEEPEST = 1 << 14  # in tiles: ours copies all of the depth of b, which oneDNN does part by part
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -55,13 +55,14 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, tra
 
 
 def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | None = None, add: bool = False) -> None:
-    """``out = a @ b + bias``, or ``out += a @ b``; on our GEMM where it serves, else on torch's. No autograd."""
-    if out_MN.dtype == torch.float32 and out_MN.device.type == "cpu" and (core := _native.load()) is not None:
+    """``out = a @ b + bias``, or ``out += a @ b``; on our GEMM where it serves, else on torch's. No autograd.
+
+    All have one dtype, but for bfloat16 in tiles (``_native.in_tiles``) ``out`` may be float32, too.
+    """
+    gemm = _own_gemm(out_MN, a_MK, add)
+    if gemm is not None:
         operands = (_in_one_piece(x) for x in (a_MK, b_KN))
-        tensors = (_native.dl(x) for x in (*operands, out_MN, bias_N))
-        core.gemm(*tensors, add, _native.threads())
-    elif not add and _left_to_one_thread(out_MN, a_MK, b_KN):
-        _native.core().gemm_bf16(*map(_native.dl, (a_MK, b_KN, out_MN, bias_N)), False, _native.threads())
+        gemm(*(_native.dl(x) for x in (*operands, out_MN, bias_N)), add, _native.threads())
     elif add:
         out_MN.addmm_(a_MK, b_KN)
     elif bias_N is not None:
@@ -70,29 +71,14 @@ def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | 
         torch.mm(a_MK, b_KN, out=out_MN)
 
 
-def _left_to_one_thread(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor) -> bool:
-    """Whether oneDNN has one thread of several make this product in tiles, by the sizes where it was seen to (two
-    threads of a Xeon with AMX, docs/results/cpu.md), and ours takes the operands.
-    """
-    rows, columns = out_MN.shape
-    if rows not in _ONE_THREAD_ROWS or columns not in _ONE_THREAD_COLUMNS:
-        return False
-    if _native.threads() == 1 or not _native.in_tiles(a_MK) or a_MK.shape[1] % _LINE or a_MK.stride(1) != 1:
-        return False
-    return 1 in b_KN.stride() and out_MN.stride(1) == 1
-
-
-def weight_gradient_into(out_MN: Tensor, a_TM: Tensor, b_TN: Tensor, *, add: bool = False) -> None:
-    """``out = a.T @ b``, or ``out += a.T @ b``: as :func:`matmul_into`. No autograd."""
-    rows, columns = a_TM.shape
-    a_MT = a_TM.t()
-    if _native.in_tiles(a_TM) and a_TM.stride(1) == 1:
-        padded = a_TM.new_empty(columns, (-(-rows // _LINE) | 1) * _LINE)
-        _native.core().transpose(_native.dl(a_TM), _native.dl(padded), _native.threads())
-        # Of an odd number of rows oneDNN reads one more, times 0: it must not be a NaN. Ours takes all of the zeros.
-        ours = not add and b_TN.stride(1) == 1 and _left_to_one_thread(out_MN, padded, b_TN)
-        a_MT = padded if ours else padded[:, :rows]
-    matmul_into(out_MN, a_MT, b_TN, add=add)
+def _own_gemm(out_MN: Tensor, a_MK: Tensor, add: bool) -> Callable[..., None] | None:
+    core = _native.load() if a_MK.device.type == "cpu" else None
+    if core is None:
+        return None
+    if a_MK.dtype == torch.float32:
+        return core.gemm
+    fits = out_MN.dtype == torch.float32 or (not add and a_MK.shape[1] <= _DEEPEST)
+    return core.gemm_bf16 if fits and _native.in_tiles(a_MK) else None
 
 
 def _in_one_piece(x: Tensor) -> Tensor:
@@ -122,11 +108,11 @@ def _backward_op(
     dout, x = _native.rows(dout_TN.contiguous()), _native.rows(x_TK.contiguous())
     dx_TK = x_TK.new_empty(x_TK.shape if dx else 0)
     dweight_NK = x_TK.new_empty(weight_NK.shape if dweight else 0)
-    dbias_N = x_TK.new_zeros(dout.shape[1] if dbias else 0, dtype=torch.float32)
+    dbias_N = x_TK.new_zeros(dout.shape[1], dtype=torch.float32) if dbias else x_TK.new_empty(0, dtype=torch.float32)
     if dx:
         matmul_into(_native.rows(dx_TK), dout, weight_NK.t() if transposed else weight_NK)
     if dweight:
-        weight_gradient_into(dweight_NK, *((x, dout) if transposed else (dout, x)))
+        matmul_into(dweight_NK, *((x.t(), dout) if transposed else (dout.t(), x)))
     if dbias:
         _native.core().column_sum(_native.dl(dout), _native.dl(dbias_N), _native.threads())
     return dx_TK, dweight_NK, dbias_N

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError, NativeError
 from tunecore.ops import _cuda, _native
-from tunecore.ops.linear import matmul_into, weight_gradient_into
+from tunecore.ops.linear import matmul_into
 from tunecore.types import LossSum
 
 CHUNK_ROWS = 512
@@ -252,14 +252,14 @@ class _Sums:
         self.fresh = False
 
     def _add_dweight(self, dlogits_CV: Tensor, hidden_CE: Tensor) -> None:
-        if self.dweight.dtype == hidden_CE.dtype:
-            weight_gradient_into(self.dweight, dlogits_CV, hidden_CE, add=not self.fresh)
+        if self.dweight.dtype == hidden_CE.dtype or _native.in_tiles(hidden_CE):
+            matmul_into(self.dweight, dlogits_CV.t(), hidden_CE, add=not self.fresh)
             return
         vocab, width = self.dweight.shape
         for begin in range(0, vocab, _VOCAB_BLOCK):
             end = min(vocab, begin + _VOCAB_BLOCK)
             part = _workspace("dweight", end - begin, width, hidden_CE)
-            weight_gradient_into(part, dlogits_CV[:, begin:end], hidden_CE)
+            matmul_into(part, dlogits_CV[:, begin:end].t(), hidden_CE)
             if self.fresh:
                 self.dweight[begin:end].copy_(part)
             else:

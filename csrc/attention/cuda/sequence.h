@@ -116,7 +116,7 @@ struct Dropout {
   float grown;  // factor of what is kept
 
   __device__ __forceinline__ Dropout(const AttentionCuda& c, int sequence, int of_head)
-      : head(uint32_t(of_head)), drop_below(c.p.drop_below), grown(65536.0f / float(65536 - int(c.p.drop_below))) {
+      : head(uint32_t(of_head)), drop_below(c.p.drop_below), grown(keep_scale(c.p.drop_below)) {
     if (!drop_below) return;
     const uint64_t key = uint64_t(load(global<const int64_t>(c.rng_key)));
     k0 = philox_site_key(key, c.p.site), k1 = uint32_t(key >> 32);

@@ -25,6 +25,21 @@ struct TileUnit : Pairs {
   static constexpr int kStep = 32, kRowStep = 16;
   static void open() { Tiles::open(); }
   static void close() { Tiles::close(); }
+  // C[rows up to 32, 32] (+)= A B over `steps` x 32 elements: A has rows up to 16 or 32 of `width` elements, B is a panel
+  // of 32 columns. `aside` is called at every step.
+  template <class Aside>
+  static void block(int64_t rows, int64_t steps, const uint16_t* a, int64_t width, const uint32_t* panel, float* c,
+                    int64_t ldc, bool add, const Aside& aside) {
+    const TileBlock t{steps, reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panel), c, width * 2, 128,
+                      ldc * 4, add};
+    if (rows > 16)
+      Tiles::block_32(t, [&](int64_t, const char* b) {
+        Tiles::prefetch_panel(b + 16 * 128);
+        aside();
+      });
+    else
+      Tiles::block_16(t);
+  }
 };
 
 template <class Pairs, class Tiles>
