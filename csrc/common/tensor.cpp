@@ -152,6 +152,11 @@ const TensorView& TensorView::last_stride_one() const {
   return *this;
 }
 
+const TensorView& TensorView::rows_or_columns_in_one_piece() const {
+  if (strides_[0] != 1 && strides_[1] != 1 && numel() != 0) refuse("rows or columns that lie in one piece");
+  return *this;
+}
+
 const TensorView& TensorView::on_cpu() const {
   if (device_type_ != dlpack::kCPU) refuse("a CPU tensor");
   return *this;

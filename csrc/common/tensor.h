@@ -30,6 +30,7 @@ class TensorView {
   const TensorView& shape(std::initializer_list<int64_t> wanted) const;  // kAny: whatever it is
   const TensorView& contiguous() const;
   const TensorView& last_stride_one() const;
+  const TensorView& rows_or_columns_in_one_piece() const;  // of two dimensions
   const TensorView& on_cpu() const;
 
   DType dtype() const { return dtype_; }

@@ -8,13 +8,14 @@
 
 namespace tunecore {
 
+template <class T>
 struct GemmOperand {
-  const float* data;
+  const T* data;
   int64_t row_stride, column_stride;  // in elements; one of them is 1
 };
 
 struct GemmParams {
-  GemmOperand a_MK, b_KN;
+  GemmOperand<float> a_MK, b_KN;
   int64_t rows, columns, depth;  // M, N, K
   float* c_MN;
   int64_t c_stride;      // of its rows; columns are adjacent

@@ -7,23 +7,19 @@ namespace py = pybind11;
 namespace tunecore {
 namespace {
 
-GemmOperand operand(const TensorView& x) {
-  require(x.stride(0) == 1 || x.stride(1) == 1 || x.numel() == 0,
-          std::string("argument '") + x.name() + "': wanted rows or columns that lie in one piece, got " + x.describe());
-  return {x.data<float>(), x.stride(0), x.stride(1)};
-}
-
 void gemm(const py::object& a, const py::object& b, const py::object& c, const py::object& bias, bool add,
           int threads) {
-  const TensorView a_MK = view_of(a, "a").dtype({DType::f32}).dims(2);
-  const TensorView b_KN = view_of(b, "b").dtype({DType::f32}).shape({a_MK.size(1), TensorView::kAny});
+  const TensorView a_MK = view_of(a, "a").dtype({DType::f32}).dims(2).rows_or_columns_in_one_piece();
+  const TensorView b_KN =
+      view_of(b, "b").dtype({DType::f32}).shape({a_MK.size(1), TensorView::kAny}).rows_or_columns_in_one_piece();
   const TensorView c_MN = view_of(c, "c").dtype({DType::f32}).shape({a_MK.size(0), b_KN.size(1)}).last_stride_one();
   const auto bias_N = optional_view_of(bias, "bias");
   if (bias_N) bias_N->dtype({DType::f32}).shape({b_KN.size(1)}).contiguous();
   require(!(add && bias_N), "arguments 'add' and 'bias': wanted one of them at most");
-  const GemmParams params{operand(a_MK),     operand(b_KN),     c_MN.size(0),
-                          c_MN.size(1),      a_MK.size(1),      c_MN.data<float>(),
-                          c_MN.stride(0),    bias_N ? bias_N->data<float>() : nullptr, add};
+  const GemmParams params{{a_MK.data<float>(), a_MK.stride(0), a_MK.stride(1)},
+                          {b_KN.data<float>(), b_KN.stride(0), b_KN.stride(1)},
+                          c_MN.size(0), c_MN.size(1), a_MK.size(1), c_MN.data<float>(), c_MN.stride(0),
+                          bias_N ? bias_N->data<float>() : nullptr, add};
   const py::gil_scoped_release released;
   gemm_cpu(params, threads);
 }

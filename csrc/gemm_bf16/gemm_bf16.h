@@ -12,13 +12,8 @@ namespace tunecore {
 constexpr int64_t kGemmBf16Panel = 32;
 constexpr int64_t kGemmBf16Step = 32;  // the depth of a panel is a multiple of it
 
-struct GemmBf16Operand {
-  const uint16_t* data;
-  int64_t row_stride, column_stride;  // in elements; one of them is 1
-};
-
 struct GemmBf16Params {
-  GemmBf16Operand a_MK, b_KN;
+  GemmOperand<uint16_t> a_MK, b_KN;
   int64_t rows, columns, depth;  // M, N, K
   void* c_MN;
   int64_t c_stride;        // of its rows; columns are adjacent
@@ -28,7 +23,7 @@ struct GemmBf16Params {
 };
 
 struct GemmBf16Kernels {
-  int64_t (*scratch_bytes)(const GemmBf16Params& p, int64_t rows, int64_t columns);
+  int64_t (*scratch_bytes)(int64_t rows, int64_t columns);  // of an item of so many, or a panel
   // One panel, of the columns from `first`: pairs along K, [ceil(K to kGemmBf16Step) / 2][kGemmBf16Panel].
   void (*pack)(const GemmBf16Params& p, int64_t first, uint32_t* panel, char* scratch);
   // C of these rows and columns; `panels` begin with the columns.

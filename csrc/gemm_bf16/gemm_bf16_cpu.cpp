@@ -26,17 +26,18 @@ const GemmBf16Kernels* gemm_bf16_kernels() {
 
 void gemm_bf16_cpu(const GemmBf16Params& p, int threads, const GemmBf16Kernels& kernels) {
   static thread_local Scratch memory;
+  if (p.rows == 0 || p.columns == 0) return;
   const int64_t panel_bytes = kGemmBf16Panel * round_up(p.depth, kGemmBf16Step) * 2;
   const int64_t panels = parts(p.columns, kGemmBf16Panel);
   const int64_t most = std::max(kGroupBytes / std::max<int64_t>(panel_bytes, 1), kWide / kGemmBf16Panel);
-  const int64_t group = std::max<int64_t>(parts(panels, std::max<int64_t>(parts(panels, most), 1)), 1);  // alike
+  const int64_t group = parts(panels, parts(panels, most));  // alike in size
   int64_t tall = kTall, wide = kWide;
   const auto too_few = [&] {
     return parts(p.rows, tall) * parts(group * kGemmBf16Panel, wide) < kItemsPerThread * int64_t(threads);
   };
   while (threads > 1 && tall > kLeastTall && too_few()) tall /= 2;
   while (threads > 1 && wide > kLeastWide && too_few()) wide = round_up(wide / 2, kGemmBf16Panel);
-  const int64_t scratch = round_up(kernels.scratch_bytes(p, tall, wide), 64);
+  const int64_t scratch = round_up(kernels.scratch_bytes(tall, wide), 64);
   char* const packed = memory.of(size_t(group * panel_bytes + scratch * threads));
   char* const own = packed + group * panel_bytes;
   const auto panel = [&](int64_t n) { return reinterpret_cast<uint32_t*>(packed + n * panel_bytes); };

@@ -68,10 +68,9 @@ struct PlainTiles {
   static void block_32(const TileBlock& t) { block(t, 32); }
   template <class Aside>
   static void block_32(const TileBlock& t, const Aside& aside) {
-    for (int64_t k = 0; k < t.steps; ++k) aside(k, t.b + 16 * k * t.b_stride);
+    for (int64_t k = 0; k < t.steps; ++k) aside();
     block(t, 32);
   }
-  static void prefetch_panel(const char*) {}
 
  private:
   static void block(const TileBlock& t, int64_t rows) {

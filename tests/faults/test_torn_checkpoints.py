@@ -232,12 +232,12 @@ def test_a_damaged_model_is_not_loaded(torn):
 class FlipAtTheEnd:
     """A plugin that damages the best checkpoint once all steps are made."""
 
+    at_work = True
+
     @hookimpl
     def tunecore_run_end(self, run):
         if self.at_work:
             flip(run.best_path / "model.safetensors")
-
-    at_work = True
 
 
 def test_a_damaged_best_checkpoint_costs_none_of_the_last_one(tmp_path, monkeypatch):

@@ -23,20 +23,18 @@ struct TileBlock {
 template <class Pairs, class Tiles>
 struct TileUnit : Pairs {
   static constexpr int kStep = 32, kRowStep = 16;
+  static constexpr int64_t kPanel = 32;
   static void open() { Tiles::open(); }
   static void close() { Tiles::close(); }
-  // C[rows up to 32, 32] (+)= A B over `steps` x 32 elements: A has rows up to 16 or 32 of `width` elements, B is a panel
-  // of 32 columns. `aside` is called at every step.
+  // C[rows up to 32, kPanel] (+)= A B over `steps` x 32 elements: A has rows up to 16 or 32 of `width` elements, B is a
+  // panel. Of more than 16 rows `aside` is called at every step.
   template <class Aside>
   static void block(int64_t rows, int64_t steps, const uint16_t* a, int64_t width, const uint32_t* panel, float* c,
                     int64_t ldc, bool add, const Aside& aside) {
-    const TileBlock t{steps, reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panel), c, width * 2, 128,
-                      ldc * 4, add};
+    const TileBlock t{steps,     reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(panel), c,
+                      width * 2, kPanel * 4,                       ldc * 4,                              add};
     if (rows > 16)
-      Tiles::block_32(t, [&](int64_t, const char* b) {
-        Tiles::prefetch_panel(b + 16 * 128);
-        aside();
-      });
+      Tiles::block_32(t, aside);
     else
       Tiles::block_16(t);
   }
@@ -52,7 +50,7 @@ struct Product<TileUnit<Pairs, Tiles>> {
   bool add;
 
   static constexpr int64_t kLanes = Pairs::Isa::kLanes;
-  static constexpr int64_t kPanel = 32;
+  static constexpr int64_t kPanel = TileUnit<Pairs, Tiles>::kPanel;
 
   void with(const uint32_t* b, int64_t ldb, int64_t columns) const {
     for (int64_t n = 0; n < columns; n += 32) column(b + n, ldb, n);

@@ -20,9 +20,6 @@ struct AmxTiles {
     _tile_loadconfig(&config);
   }
   static void close() { _tile_release(); }
-  static void prefetch_panel(const char* b) {
-    for (int64_t i = 0; i < 32; ++i) _mm_prefetch(b + i * 64, _MM_HINT_T0);
-  }
 
   static __attribute__((noinline)) void block_16(const TileBlock& t) {
     seen_by_tiles();
@@ -46,12 +43,7 @@ struct AmxTiles {
   }
 
   static __attribute__((noinline)) void block_32(const TileBlock& t) {
-    block_32(t, [&](int64_t, const char* b) {
-      for (int64_t i = 0; i < 16; ++i) {  // B of the next step streams from the second-level cache
-        _mm_prefetch(b + (16 + i) * t.b_stride, _MM_HINT_T0);
-        _mm_prefetch(b + (16 + i) * t.b_stride + 64, _MM_HINT_T0);
-      }
-    });
+    block_32(t, [] {});
   }
 
   template <class Aside>
@@ -72,7 +64,11 @@ struct AmxTiles {
       _tile_zero(3);
     }
     for (int64_t k = 0; k < t.steps; ++k, a += 64, b += 16 * t.b_stride) {
-      aside(k, b);
+      for (int64_t i = 0; i < 16; ++i) {  // B of the next step streams from the second-level cache
+        _mm_prefetch(b + (16 + i) * t.b_stride, _MM_HINT_T0);
+        _mm_prefetch(b + (16 + i) * t.b_stride + 64, _MM_HINT_T0);
+      }
+      aside();
       _tile_loadd(6, b, t.b_stride);
       _tile_loadd(4, a, t.a_stride);
       _tile_loadd(7, b + 64, t.b_stride);
