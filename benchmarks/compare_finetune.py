@@ -186,11 +186,11 @@ def encoded(tokenizer: Any, rows: Sequence[Row]) -> list[Row]:
 
 
 def make_trainer(
-    task: Task, train: list[Row], held_out: list[Row], settings: Settings, seeds: int
+    task: Task, train: list[Row], held_out: list[Row], settings: Settings, seeds: range
 ) -> Callable[[], Outcome]:
     """The peer in its own process: each turn is the next seed's."""
     torch.set_num_threads(settings.threads)
-    waiting = iter(range(seeds))
+    waiting = iter(seeds)
     return lambda: theirs(task, train, held_out, settings, next(waiting))
 
 
@@ -212,14 +212,14 @@ class Compared(NamedTuple):
 
 
 def compare(
-    name: str, folder: Path, settings: Settings, seeds: int, train_rows: int | None, eval_rows: int | None
+    name: str, folder: Path, settings: Settings, seeds: range, train_rows: int | None, eval_rows: int | None
 ) -> Compared:
     task = TASKS[name]
     train, held_out = task.rows(folder, task.train, train_rows), task.rows(folder, task.eval, eval_rows)
     tokens = sum(len(row["input_ids"]) for row in encoded(AutoTokenizer.from_pretrained(settings.model), train))
     peer = OwnProcess(make_trainer, task, train, held_out, settings, seeds)
     outcomes: dict[str, list[Outcome]] = {OURS: [], THEIRS: []}
-    for seed in range(seeds):
+    for seed in seeds:
         outcomes[OURS].append(ours(task, train, held_out, settings, seed))
         outcomes[THEIRS].append(peer())
         print("  ", task.title, f"seed {seed}", {side: found[-1] for side, found in outcomes.items()}, flush=True)
@@ -248,7 +248,7 @@ def table(compared: Sequence[Compared], settings: Settings) -> str:
     return "\n".join([*lines, "", given, machine_line()])
 
 
-def record(compared: Sequence[Compared], settings: Settings) -> None:
+def record(compared: Sequence[Compared], settings: Settings, seeds: range) -> None:
     """Append one JSON row a contestant and task."""
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
     given = {name: value for name, value in settings._asdict().items() if name != "model"}
@@ -260,7 +260,7 @@ def record(compared: Sequence[Compared], settings: Settings) -> None:
                     "time": stamp, "benchmark": f"compare_finetune {one.task.title}", "contestant": side,
                     "unit": "useful tokens/s", "figures": rates, "median": statistics.median(rates),
                     "ours_over_this": 1.0 if side == OURS else one.ratio, "metric": one.task.metric,
-                    "metrics": [outcome.metric for outcome in found], **given, **machine(),
+                    "metrics": [outcome.metric for outcome in found], "seeds": list(seeds), **given, **machine(),
                 }  # fmt: skip
                 file.write(json.dumps(row) + "\n")
 
@@ -270,7 +270,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", required=True, help="folder of a BERT checkpoint (all-MiniLM-L6-v2)")
     parser.add_argument("--data", required=True, type=Path, help="folder with sst2_glue, cola, mrpc and stsb")
     parser.add_argument("--task", default=",".join(TASKS), help="tasks, with commas between")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="to go on where an earlier run was stopped")
     parser.add_argument("--rows", type=int, help="training rows, spread over the file; all where left out")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--batch", type=int, default=32)
@@ -294,9 +295,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = Settings(args.model, args.epochs, args.batch, args.learning_rate, args.dtype, args.threads, args.grouped)
     eval_rows = 64 if args.quick else None
-    compared = [compare(name, args.data, settings, args.seeds, args.rows, eval_rows) for name in args.task]
+    seeds = range(args.first_seed, args.first_seed + args.seeds)
+    compared = [compare(name, args.data, settings, seeds, args.rows, eval_rows) for name in args.task]
     if not args.quick:
-        record(compared, settings)
+        record(compared, settings, seeds)
     print(table(compared, settings))
 
 
