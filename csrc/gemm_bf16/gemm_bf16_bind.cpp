@@ -10,7 +10,7 @@ namespace {
 void gemm_bf16(const py::object& a, const py::object& b, const py::object& c, const py::object& bias, bool add,
                int threads) {
   const GemmBf16Kernels* const kernels = gemm_bf16_kernels();
-  require(kernels != nullptr, "gemm_bf16: this processor, or the variant in use, has no tile registers");
+  require(kernels != nullptr, "gemm_bf16: this processor, or the variant in use, has no products of bf16");
   const TensorView a_MK = view_of(a, "a").dtype({DType::bf16}).dims(2).rows_or_columns_in_one_piece();
   const TensorView b_KN = view_of(b, "b").dtype({DType::bf16}).dims(2).rows_or_columns_in_one_piece();
   const int64_t rows = a_MK.size(0), columns = b_KN.size(1), depth = a_MK.size(1);
@@ -34,7 +34,7 @@ void def_gemm_bf16(py::module_& m) {
   m.def("gemm_bf16", &gemm_bf16, py::arg("a"), py::arg("b"), py::arg("c"), py::arg("bias"), py::arg("add"),
         py::arg("threads"),
         "c [M, N] = a [M, K] b [K, N] + bias [N] (None: none), or added to c; a, b, bias bfloat16, c bfloat16 or float32, "
-        "in tile registers. Rows or columns of a and of b lie in one piece.");
+        "summed in float32. Rows or columns of a and of b lie in one piece.");
 }
 
 }  // namespace tunecore

@@ -10,8 +10,7 @@
 namespace tunecore {
 namespace {
 
-// An item: its float32 sums (384 KiB) and panels of B (1 MiB at the depth of a pass) stay in the second-level cache.
-constexpr int64_t kTall = 128, kWide = 768, kLeastTall = 32, kLeastWide = 128;
+constexpr int64_t kLeastTall = 32, kLeastWide = 128;
 constexpr int kItemsPerThread = 4;
 constexpr int64_t kGroupBytes = 4 << 20;  // of panels that are made before they are multiplied: still in cache then
 
@@ -21,36 +20,42 @@ const GemmBf16Kernels* gemm_bf16_kernels() {
 #ifdef TUNECORE_HAS_GEMM_BF16_AMX_BF16
   if (capability() >= Capability::amx_bf16) return &gemm_bf16_kernels_amx_bf16;
 #endif
+#ifdef TUNECORE_HAS_GEMM_BF16_AVX512_BF16
+  if (capability() >= Capability::avx512_bf16) return &gemm_bf16_kernels_avx512_bf16;
+#endif
   return nullptr;
 }
 
 void gemm_bf16_cpu(const GemmBf16Params& p, int threads, const GemmBf16Kernels& kernels) {
   static thread_local Scratch memory;
   if (p.rows == 0 || p.columns == 0) return;
-  const int64_t panel_bytes = kGemmBf16Panel * round_up(p.depth, kGemmBf16Step) * 2;
-  const int64_t panels = parts(p.columns, kGemmBf16Panel);
-  const int64_t most = std::max(kGroupBytes / std::max<int64_t>(panel_bytes, 1), kWide / kGemmBf16Panel);
+  const int64_t panel_width = kernels.panel_columns;
+  const int64_t panel_bytes = panel_width * round_up(p.depth, kGemmBf16Step) * 2;
+  const int64_t panels = parts(p.columns, panel_width);
+  const int64_t most = std::max(kGroupBytes / std::max<int64_t>(panel_bytes, 1), kernels.item_columns / panel_width);
   const int64_t group = parts(panels, parts(panels, most));  // alike in size
-  int64_t tall = kTall, wide = kWide;
+  int64_t tall = kernels.item_rows, wide = kernels.item_columns;
   const auto too_few = [&] {
-    return parts(p.rows, tall) * parts(group * kGemmBf16Panel, wide) < kItemsPerThread * int64_t(threads);
+    return parts(p.rows, tall) * parts(group * panel_width, wide) < kItemsPerThread * int64_t(threads);
   };
   while (threads > 1 && tall > kLeastTall && too_few()) tall /= 2;
-  while (threads > 1 && wide > kLeastWide && too_few()) wide = round_up(wide / 2, kGemmBf16Panel);
+  while (threads > 1 && wide > kLeastWide && too_few()) wide = round_up(wide / 2, panel_width);
+  // As many for each thread: of a few items one more would be felt.
+  tall = round_up(parts(p.rows, round_up(parts(p.rows, tall), threads)), kernels.row_step);
   const int64_t scratch = round_up(kernels.scratch_bytes(tall, wide), 64);
   char* const packed = memory.of(size_t(group * panel_bytes + scratch * threads));
   char* const own = packed + group * panel_bytes;
   const auto panel = [&](int64_t n) { return reinterpret_cast<uint32_t*>(packed + n * panel_bytes); };
   for (int64_t g = 0; g < panels; g += group) {
-    const int64_t begin = g * kGemmBf16Panel, end = std::min(p.columns, (g + group) * kGemmBf16Panel);
+    const int64_t begin = g * panel_width, end = std::min(p.columns, (g + group) * panel_width);
     parallel_for(std::min(group, panels - g), threads, [&](int64_t n, int worker) {
-      kernels.pack(p, begin + n * kGemmBf16Panel, panel(n), own + worker * scratch);
+      kernels.pack(p, begin + n * panel_width, panel(n), own + worker * scratch);
     });
     const int64_t across = parts(end - begin, wide);
     parallel_for(parts(p.rows, tall) * across, threads, [&](int64_t item, int worker) {
       const int64_t r = item / across * tall, n = item % across * wide;
       kernels.multiply(p, {r, std::min(p.rows, r + tall)}, {begin + n, std::min(end, begin + n + wide)},
-                       panel(n / kGemmBf16Panel), own + worker * scratch);
+                       panel(n / panel_width), own + worker * scratch);
     });
   }
 }

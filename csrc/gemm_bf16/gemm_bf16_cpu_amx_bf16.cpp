@@ -7,4 +7,4 @@ using TilesOfBf16 = AmxUnit;
 }  // namespace
 }  // namespace tunecore
 
-#include "gemm_bf16_cpu.inc"
+#include "gemm_bf16_tiles.inc"

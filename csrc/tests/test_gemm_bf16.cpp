@@ -1,13 +1,14 @@
-// The product of bf16 in tiles, emulated and, where there are any, real, against double precision.
+// The product of bf16, in tiles and in vectors, emulated and those this machine has, against double precision.
 #include <algorithm>
 
-#include "../common/cpu/capability.h"
 #include "../gemm_bf16/gemm_bf16_cpu.h"
 #include "bf16.h"
 #include "check.h"
+#include "variants.h"
 
 namespace tunecore {
-extern const GemmBf16Kernels gemm_bf16_kernels_emulated;
+extern const GemmBf16Kernels gemm_bf16_kernels_emulated_tiles;
+extern const GemmBf16Kernels gemm_bf16_kernels_emulated_vectors;
 }
 
 using namespace tunecore;
@@ -60,15 +61,18 @@ std::vector<float> against_double(const Case& s, int threads, const GemmBf16Kern
 }
 
 template <class Body>
-void for_each_variant(const Body& body) {
-  body(gemm_bf16_kernels_emulated);
-  if (const GemmBf16Kernels* const real = gemm_bf16_kernels()) body(*real);
+void for_each_kernel(const Body& body) {
+  body(gemm_bf16_kernels_emulated_tiles);
+  body(gemm_bf16_kernels_emulated_vectors);
+  tests::for_each_variant([&] {
+    if (const GemmBf16Kernels* const real = gemm_bf16_kernels()) body(*real);
+  });
 }
 
 }  // namespace
 
 TEST(gemm_bf16_matches_double) {
-  for_each_variant([](const GemmBf16Kernels& kernels) {
+  for_each_kernel([](const GemmBf16Kernels& kernels) {
     for (int64_t rows : {1, 33, 130})
       for (int64_t columns : {1, 32, 100})
         for (bool a_transposed : {false, true})
@@ -86,7 +90,7 @@ TEST(gemm_bf16_matches_double) {
 }
 
 TEST(gemm_bf16_gives_the_same_bits_for_any_number_of_threads) {
-  for_each_variant([](const GemmBf16Kernels& kernels) {
+  for_each_kernel([](const GemmBf16Kernels& kernels) {
     const Case s{300, 200, 900, true, true, true, false, false};
     const std::vector<float> one = against_double(s, 1, kernels);
     for (int threads : {2, 3, 8}) CHECK(one == against_double(s, threads, kernels));

@@ -9,7 +9,9 @@ from tunecore.ops import _native, linear
 from tunecore.ops.linear import matmul_into
 
 native = pytest.mark.skipif(not _native.info().available, reason="this installation has no compiled core")
-tiles = pytest.mark.skipif(_native.info().capability != "amx_bf16", reason="this processor has no tile registers")
+own_bf16 = pytest.mark.skipif(
+    not _native.multiplies_bf16(torch.zeros(1).bfloat16()), reason="this processor has no arithmetic of bfloat16"
+)
 OP = torch.ops.tunecore.linear.default
 BIG = 40, 400, 300  # rows, K, N: past the sizes that are left to torch
 
@@ -68,7 +70,7 @@ def test_no_variant_errs_more_than_twice_as_much_as_torch(shape, transposed, eac
 @native
 def test_the_kernel_is_what_runs(monkeypatch):
     calls = calls_of_core(monkeypatch)
-    monkeypatch.setattr(_native, "in_tiles", lambda x: False)
+    monkeypatch.setattr(_native, "multiplies_bf16", lambda x: False)
     gradients(ours, tensors(*BIG, False), False)
     assert calls.count("gemm") == 3 and calls.count("column_sum") == 1
     calls.clear()
@@ -77,10 +79,10 @@ def test_the_kernel_is_what_runs(monkeypatch):
     assert not calls
 
 
-@tiles
+@own_bf16
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("shape", [BIG, (33, 400, 500), (301, 129, 257), (64, 1300, 70)])
-def test_bfloat16_in_tiles_errs_no_more_than_torch(shape, transposed, each_thread_count, monkeypatch):
+def test_bfloat16_multiplies_bf16_errs_no_more_than_torch(shape, transposed, each_thread_count, monkeypatch):
     inputs = tensors(*shape, transposed, torch.bfloat16)
     wanted = gradients(plain, [x.double() for x in inputs], transposed)
     peers, calls, found = gradients(plain, inputs, transposed), calls_of_core(monkeypatch), []
@@ -107,8 +109,8 @@ def test_bfloat16_operands_may_lie_either_way(rows, each_thread_count):
                 assert error(out, wanted) < 4e-3
 
 
-@tiles
-def test_the_product_of_tiles_into_float32():
+@own_bf16
+def test_the_product_of_bfloat16_into_float32():
     a, b = torch.randn(50, 70).bfloat16(), torch.randn(70, 90).bfloat16()
     wanted, out = a.double() @ b.double(), torch.full((50, 90), float("nan"))
     matmul_into(out, a, b)
@@ -117,8 +119,8 @@ def test_the_product_of_tiles_into_float32():
     assert error(out, 2 * wanted) < 1e-6
 
 
-@tiles
-def test_what_the_product_of_tiles_refuses():
+@own_bf16
+def test_what_the_product_of_bfloat16_refuses():
     def multiply(a, b, c, add=False):
         _native.core().gemm_bf16(*map(_native.dl, (a, b, c, None)), add, 1)
 
@@ -132,11 +134,11 @@ def test_what_the_product_of_tiles_refuses():
 
 
 @native
-def test_only_amx_has_tiles(each_variant):
+def test_which_variants_multiply_bfloat16(each_variant):
     x = torch.ones(2, 2)
     for variant in each_variant():
-        assert _native.in_tiles(x.bfloat16()) == (variant == "amx_bf16")
-        assert not _native.in_tiles(x)
+        assert _native.multiplies_bf16(x.bfloat16()) == (variant in ("avx512_bf16", "amx_bf16"))
+        assert not _native.multiplies_bf16(x)
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "bias"])

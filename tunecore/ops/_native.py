@@ -108,12 +108,12 @@ def serves(x: Tensor) -> bool:
     return _PRESENT
 
 
-def in_tiles(x: Tensor) -> bool:
-    """Whether products of ``x`` run in tile registers: bfloat16 on a CPU with Intel AMX. No, where it is traced."""
+def multiplies_bf16(x: Tensor) -> bool:
+    """Whether products of ``x`` run on our GEMM of bfloat16: on a CPU with its arithmetic. No, where it is traced."""
     if x.dtype != torch.bfloat16 or torch.compiler.is_compiling() or not serves(x):
         return False
     module = load()
-    return module is not None and bool(module.capability() == "amx_bf16")
+    return module is not None and module.capability() in ("avx512_bf16", "amx_bf16")
 
 
 def rows(x: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
-"""A linear layer and the products under it: float32 and bfloat16 in tiles on GEMMs of our own, the rest on torch's.
+"""A linear layer and the products under it: on the CPU float32 and bfloat16 on GEMMs of our own, the rest on torch's.
 
 Shape letters: T rows (all axes but the last), K width of the input, N width of the output.
 
 torch multiplies float32 by MKL, which on processors not of its maker stays on narrower code: ours is faster there in
-all three products of a layer (docs/results/cpu.md). bfloat16 is left to oneDNN, which has the processor's own dot
-product, but where that is the tile registers of Intel AMX: there it leaves some sizes to one thread, reads a transposed
-operand at half the speed, and for every new number of rows, which packed batches have at each step, compiles code for a
-millisecond or more and keeps most of a megabyte. Ours give the same bits for any number of threads.
+all three products of a layer (docs/results/cpu.md). bfloat16 is ours where the processor multiplies it, by
+``vdpbf16ps`` or in the tile registers of Intel AMX: torch's oneDNN compiles code for every new number of rows, which
+packed batches have at each step, for 0.3 to 8 ms, and in tiles leaves some sizes to one thread and reads a transposed
+operand at half the speed. Ours give the same bits for any number of threads, and the weight's gradient in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tunecore.ops import _native
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
-_DEEPEST = 1 << 14  # in tiles: ours copies all of the depth of b, which oneDNN does part by part
+_DEEPEST = 1 << 14  # of bfloat16: ours copies all of the depth of b, which oneDNN does part by part
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -48,7 +48,7 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, tra
             )
     rows = x_TK.shape[:-1].numel()
     is_small = rows < _LEAST_ROWS or rows * weight_NK.numel() < _LEAST_WORK
-    ours = _native.in_tiles(x_TK) or (x_TK.dtype == torch.float32 and _native.serves(x_TK))
+    ours = _native.multiplies_bf16(x_TK) or (x_TK.dtype == torch.float32 and _native.serves(x_TK))
     if is_small or not ours:
         return torch.nn.functional.linear(x_TK, weight_NK.t() if transposed else weight_NK, bias_N)
     return _forward_op(x_TK, weight_NK, bias_N, transposed)
@@ -57,7 +57,7 @@ def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, tra
 def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | None = None, add: bool = False) -> None:
     """``out = a @ b + bias``, or ``out += a @ b``; on our GEMM where it serves, else on torch's. No autograd.
 
-    All have one dtype, but for bfloat16 in tiles (``_native.in_tiles``) ``out`` may be float32, too.
+    All have one dtype, but of bfloat16 on our GEMM (``_native.multiplies_bf16``) ``out`` may be float32, too.
     """
     gemm = _own_gemm(out_MN, a_MK, add)
     if gemm is not None:
@@ -78,7 +78,7 @@ def _own_gemm(out_MN: Tensor, a_MK: Tensor, add: bool) -> Callable[..., None] | 
     if a_MK.dtype == torch.float32:
         return core.gemm
     fits = out_MN.dtype == torch.float32 or (not add and a_MK.shape[1] <= _DEEPEST)
-    return core.gemm_bf16 if fits and _native.in_tiles(a_MK) else None
+    return core.gemm_bf16 if fits and _native.multiplies_bf16(a_MK) else None
 
 
 def _in_one_piece(x: Tensor) -> Tensor:
@@ -104,10 +104,10 @@ def _forward_fake(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, transp
 def _backward_op(
     dout_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, transposed: bool, dx: bool, dweight: bool, dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients that are wanted, [0] in place of the others; the bias's in float32, whatever the dtype."""
+    """The gradients that are wanted, [0] in place of the others; those of weight and bias in float32."""
     dout, x = _native.rows(dout_TN.contiguous()), _native.rows(x_TK.contiguous())
     dx_TK = x_TK.new_empty(x_TK.shape if dx else 0)
-    dweight_NK = x_TK.new_empty(weight_NK.shape if dweight else 0)
+    dweight_NK = x_TK.new_empty(weight_NK.shape if dweight else 0, dtype=torch.float32)
     dbias_N = x_TK.new_zeros(dout.shape[1], dtype=torch.float32) if dbias else x_TK.new_empty(0, dtype=torch.float32)
     if dx:
         matmul_into(_native.rows(dx_TK), dout, weight_NK.t() if transposed else weight_NK)
@@ -124,7 +124,8 @@ def _backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     new = x_TK.new_empty
     dbias_N = new(dout_TN.shape[-1] if dbias else 0, dtype=torch.float32)
-    return new(x_TK.shape if dx else 0), new(weight_NK.shape if dweight else 0), dbias_N
+    dweight_NK = new(weight_NK.shape if dweight else 0, dtype=torch.float32)
+    return new(x_TK.shape if dx else 0), dweight_NK, dbias_N
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

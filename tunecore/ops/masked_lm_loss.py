@@ -252,7 +252,7 @@ class _Sums:
         self.fresh = False
 
     def _add_dweight(self, dlogits_CV: Tensor, hidden_CE: Tensor) -> None:
-        if self.dweight.dtype == hidden_CE.dtype or _native.in_tiles(hidden_CE):
+        if self.dweight.dtype == hidden_CE.dtype or _native.multiplies_bf16(hidden_CE):
             matmul_into(self.dweight, dlogits_CV.t(), hidden_CE, add=not self.fresh)
             return
         vocab, width = self.dweight.shape

@@ -49,10 +49,11 @@ constexpr bool is_unit_storage() {  // rows of S can be read as units where they
   return sizeof(S) * U::kPair == 4;
 }
 
-// C[R, N vectors]: all sums in registers.
-template <class U, int R, int N>
+// C[R, N vectors], each vector handed to `out(row, column, vector)`: all sums in registers. They start from C where it is
+// added to.
+template <class U, int R, int N, class Out>
 __attribute__((noinline)) void tile(int64_t depth, const char* a, int64_t sm, int64_t sk, const uint32_t* b,
-                                    int64_t ldb, float* c, int64_t ldc, bool add) {
+                                    int64_t ldb, const float* c, int64_t ldc, bool add, const Out& out) {
   using Isa = typename U::Isa;
   constexpr int L = Isa::kLanes;
   typename Isa::F sum[R][N];
@@ -74,20 +75,33 @@ __attribute__((noinline)) void tile(int64_t depth, const char* a, int64_t sm, in
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int n = 0; n < N; ++n) Isa::store(c + r * ldc + n * L, sum[r][n]);
+    for (int n = 0; n < N; ++n) out(r, n * L, sum[r][n]);
 }
 
-template <class U, int N>
+// The rows of C one tile after the other; `out_from(row)` makes what tile() hands the vectors to.
+template <class U, int N, class OutFrom>
 void tile_column(int64_t rows, int64_t depth, const char* a, int64_t sm, int64_t sk, const uint32_t* b, int64_t ldb,
-                 float* c, int64_t ldc, bool add) {
+                 const float* c, int64_t ldc, bool add, const OutFrom& out_from) {
   constexpr int kMost = N == U::Isa::kVectors ? U::Isa::kRows : 8;
   int64_t r = 0;
-  for (; rows - r >= kMost; r += kMost) tile<U, kMost, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add);
+  for (; rows - r >= kMost; r += kMost)
+    tile<U, kMost, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add, out_from(r));
   if constexpr (kMost > 4)
-    for (; rows - r >= 4; r += 4) tile<U, 4, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add);
-  for (; rows - r >= 2; r += 2) tile<U, 2, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add);
-  if (r < rows) tile<U, 1, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add);
+    for (; rows - r >= 4; r += 4)
+      tile<U, 4, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add, out_from(r));
+  for (; rows - r >= 2; r += 2)
+    tile<U, 2, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add, out_from(r));
+  if (r < rows) tile<U, 1, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add, out_from(r));
 }
+
+// What hands the vectors of tiles to rows of floats.
+template <class Isa>
+struct IntoRows {
+  float* c;
+  int64_t stride;
+  IntoRows operator()(int64_t row) const { return {c + row * stride, stride}; }
+  void operator()(int64_t row, int64_t column, typename Isa::F x) const { Isa::store(c + row * stride + column, x); }
+};
 
 template <class U>
 struct Product {
@@ -119,16 +133,17 @@ struct Product {
   void block(const uint32_t* b, int64_t ldb, int64_t column, int64_t width) const {
     constexpr int V = U::Isa::kVectors;
     float* const at = c + column;
+    const IntoRows<typename U::Isa> out{at, ldc};
     switch (width / kLanes) {
       case 1:
-        return tile_column<U, 1>(rows, depth, a, sm, sk, b, ldb, at, ldc, add);
+        return tile_column<U, 1>(rows, depth, a, sm, sk, b, ldb, at, ldc, add, out);
       case 2:
-        return tile_column<U, 2>(rows, depth, a, sm, sk, b, ldb, at, ldc, add);
+        return tile_column<U, 2>(rows, depth, a, sm, sk, b, ldb, at, ldc, add, out);
       case 3:
-        if constexpr (V >= 3) return tile_column<U, 3>(rows, depth, a, sm, sk, b, ldb, at, ldc, add);
+        if constexpr (V >= 3) return tile_column<U, 3>(rows, depth, a, sm, sk, b, ldb, at, ldc, add, out);
         [[fallthrough]];
       default:
-        if constexpr (V >= 4) return tile_column<U, 4>(rows, depth, a, sm, sk, b, ldb, at, ldc, add);
+        if constexpr (V >= 4) return tile_column<U, 4>(rows, depth, a, sm, sk, b, ldb, at, ldc, add, out);
     }
   }
 };

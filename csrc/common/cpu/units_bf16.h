@@ -1,5 +1,7 @@
 // Units of two bf16 for products.h, multiplied by AVX-512's vdpbf16ps. Storage is uint16_t.
 #pragma once
+#include <string.h>
+
 #include "isa_avx512.h"
 
 namespace tunecore {
