@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _attention_cuda, _attention_native, _native
+from tunecore.ops._kernel_op import kernel_op
 from tunecore.ops.reference import (
     AttentionOptions,
     attention_backward_reference,
@@ -199,7 +200,7 @@ def _check_lengths(cu_seqlens: Tensor, tokens: int, longest: int, side: str) -> 
         )
 
 
-@torch.library.custom_op("tunecore::attention", mutates_args=())
+@kernel_op("tunecore::attention")
 def _forward_op(
     q: Tensor,
     k: Tensor,
@@ -240,7 +241,7 @@ def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((q.shape[1], q.shape[0]), dtype=wide)
 
 
-@torch.library.custom_op("tunecore::attention_backward", mutates_args=())
+@kernel_op("tunecore::attention_backward")
 def _backward_op(
     dout: Tensor,
     q: Tensor,

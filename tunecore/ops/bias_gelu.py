@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tunecore.errors import NativeError
 from tunecore.ops import _cuda, _native
+from tunecore.ops._kernel_op import kernel_op
 from tunecore.ops.reference import bias_gelu_reference
 
 
@@ -42,7 +43,7 @@ def bias_gelu(x_TF: Tensor, bias_F: Tensor | None = None, *, tanh: bool = False)
     return _forward_op(x_TF, bias_F, tanh)
 
 
-@torch.library.custom_op("tunecore::bias_gelu", mutates_args=())
+@kernel_op("tunecore::bias_gelu")
 def _forward_op(x_TF: Tensor, bias_F: Tensor | None, tanh: bool) -> Tensor:
     x_TF = x_TF.contiguous()
     out_TF = torch.empty_like(x_TF)
@@ -60,7 +61,7 @@ def _forward_fake(x_TF: Tensor, bias_F: Tensor | None, tanh: bool) -> Tensor:
     return x_TF.new_empty(x_TF.shape)
 
 
-@torch.library.custom_op("tunecore::bias_gelu_backward", mutates_args=())
+@kernel_op("tunecore::bias_gelu_backward")
 def _backward_op(
     dout_TF: Tensor, x_TF: Tensor, bias_F: Tensor | None, tanh: bool, want_dbias: bool
 ) -> tuple[Tensor, Tensor]:

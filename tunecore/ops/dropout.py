@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _cuda, _native
+from tunecore.ops._kernel_op import kernel_op
 from tunecore.ops.reference import dropout_reference, dropout_threshold
 
 
@@ -48,7 +49,7 @@ def dropout(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
     return _dropout_op(x, float(p), key, site)
 
 
-@torch.library.custom_op("tunecore::dropout", mutates_args=())
+@kernel_op("tunecore::dropout")
 def _dropout_op(x: Tensor, p: float, key: Tensor, site: int) -> Tensor:
     on_gpu = _cuda.serves(x)
     if not on_gpu and not _native.serves(x):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tunecore.ops import _cuda, _native
+from tunecore.ops._kernel_op import kernel_op
 
 
 def embedding(ids_T: Tensor, weight_VE: Tensor, *, padding_idx: int | None = None) -> Tensor:
@@ -34,7 +35,7 @@ def embedding(ids_T: Tensor, weight_VE: Tensor, *, padding_idx: int | None = Non
     return _forward_op(ids_T, weight_VE, -1 if padding_idx is None else padding_idx % weight_VE.shape[0])
 
 
-@torch.library.custom_op("tunecore::embedding", mutates_args=())
+@kernel_op("tunecore::embedding")
 def _forward_op(ids_T: Tensor, weight_VE: Tensor, padding: int) -> Tensor:
     return torch.nn.functional.embedding(ids_T, weight_VE)
 
@@ -44,7 +45,7 @@ def _forward_fake(ids_T: Tensor, weight_VE: Tensor, padding: int) -> Tensor:
     return weight_VE.new_empty((*ids_T.shape, weight_VE.shape[1]))
 
 
-@torch.library.custom_op("tunecore::embedding_backward", mutates_args=())
+@kernel_op("tunecore::embedding_backward")
 def _backward_op(dout_TE: Tensor, ids_T: Tensor, rows: int, padding: int) -> Tensor:
     dweight_VE = dout_TE.new_zeros((rows, dout_TE.shape[-1]), dtype=torch.float32)
     tensors = (_native.rows(dout_TE.contiguous()), ids_T.contiguous().view(-1), dweight_VE)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tunecore.errors import NativeError
 from tunecore.ops import _native
+from tunecore.ops._kernel_op import kernel_op
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
@@ -86,7 +87,7 @@ def _in_one_piece(x: Tensor) -> Tensor:
     return x if 1 in x.stride() else x.contiguous()
 
 
-@torch.library.custom_op("tunecore::linear", mutates_args=())
+@kernel_op("tunecore::linear")
 def _forward_op(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, transposed: bool) -> Tensor:
     weight_KN = weight_NK if transposed else weight_NK.t()
     out_TN = x_TK.new_empty((*x_TK.shape[:-1], weight_KN.shape[1]))
@@ -100,7 +101,7 @@ def _forward_fake(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None, transp
     return x_TK.new_empty((*x_TK.shape[:-1], weight_NK.shape[1 if transposed else 0]))
 
 
-@torch.library.custom_op("tunecore::linear_backward", mutates_args=())
+@kernel_op("tunecore::linear_backward")
 def _backward_op(
     dout_TN: Tensor, x_TK: Tensor, weight_NK: Tensor, transposed: bool, dx: bool, dweight: bool, dbias: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

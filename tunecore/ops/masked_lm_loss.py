@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, DataError, NativeError
 from tunecore.ops import _cuda, _native
+from tunecore.ops._kernel_op import kernel_op
 from tunecore.ops.linear import matmul_into
 from tunecore.types import LossSum
 
@@ -126,7 +127,7 @@ def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-@torch.library.custom_op("tunecore::masked_lm_loss", mutates_args=())
+@kernel_op("tunecore::masked_lm_loss")
 def _forward_op(
     hidden: Tensor,
     weight: Tensor,
@@ -302,7 +303,7 @@ def _forward_fake(
     )
 
 
-@torch.library.custom_op("tunecore::masked_lm_loss_backward", mutates_args=())
+@kernel_op("tunecore::masked_lm_loss_backward")
 def _backward_op(grad: Tensor, dhidden: Tensor, dweight: Tensor, dbias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The saved gradients of the sum, times the gradient of the sum."""
     return dhidden * grad, dweight * grad, dbias * grad

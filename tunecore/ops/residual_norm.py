@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tunecore.errors import ConfigError, NativeError
 from tunecore.ops import _cuda, _native
+from tunecore.ops._kernel_op import kernel_op
 from tunecore.ops.dropout import device_words, kernel_words
 from tunecore.ops.reference import dropout_threshold, residual_norm_reference
 
@@ -93,7 +94,7 @@ def _is_plain(residual_TE: Tensor | None, input_bias_E: Tensor | None, p: float)
     return residual_TE is None and input_bias_E is None and dropout_threshold(p) == 0
 
 
-@torch.library.custom_op("tunecore::residual_norm", mutates_args=())
+@kernel_op("tunecore::residual_norm")
 def _forward_op(
     x_TE: Tensor, weight_E: Tensor, bias_E: Tensor | None, residual_TE: Tensor | None, input_bias_E: Tensor | None,
     eps: float, p: float, key: Tensor | None, site: int, centred: bool,
@@ -128,7 +129,7 @@ def _forward_fake(
     return x_TE.new_empty(x_TE.shape), x_TE.new_empty(0 if plain else x_TE.shape), stats
 
 
-@torch.library.custom_op("tunecore::residual_norm_backward", mutates_args=())
+@kernel_op("tunecore::residual_norm_backward")
 def _backward_op(
     dy_TE: Tensor, z_TE: Tensor, weight_E: Tensor, input_bias_E: Tensor | None, stats_T2: Tensor,
     p: float, key: Tensor | None, site: int, centred: bool,
