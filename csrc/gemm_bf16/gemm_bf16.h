@@ -25,6 +25,7 @@ struct GemmBf16Kernels {
   int64_t panel_columns;
   int64_t item_rows, item_columns;  // of one work item at most; the columns are a multiple of panel_columns
   int64_t row_step;                 // rows of an item are a multiple of it
+  bool reads_rows;                  // of A where they lie; else each item copies its own
   int64_t (*scratch_bytes)(int64_t rows, int64_t columns);  // of an item of so many, or a panel
   // One panel, of the columns from `first`: pairs along K, [ceil(K to kGemmBf16Step) / 2][panel_columns].
   void (*pack)(const GemmBf16Params& p, int64_t first, uint32_t* panel, char* scratch);

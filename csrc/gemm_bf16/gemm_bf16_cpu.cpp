@@ -14,6 +14,26 @@ constexpr int64_t kLeastTall = 32, kLeastWide = 128;
 constexpr int kItemsPerThread = 4;
 constexpr int64_t kGroupBytes = 4 << 20;  // of panels that are made before they are multiplied: still in cache then
 
+struct Item {
+  int64_t tall, wide;
+};
+
+// How a product of so many columns is cut, so that each thread has several items and all as many.
+Item item_of(const GemmBf16Params& p, int64_t columns, int threads, const GemmBf16Kernels& kernels) {
+  int64_t tall = kernels.item_rows, wide = kernels.item_columns;
+  const auto too_few = [&] {
+    return threads > 1 && parts(p.rows, tall) * parts(columns, wide) < kItemsPerThread * int64_t(threads);
+  };
+  const auto cut_columns = [&] {
+    while (wide > kLeastWide && too_few()) wide = round_up(wide / 2, kernels.panel_columns);
+  };
+  // Rows that every item copies are cut first, else the columns, whose panels every item of other rows reads.
+  if (kernels.reads_rows && p.a_MK.column_stride == 1) cut_columns();
+  while (tall > kLeastTall && too_few()) tall /= 2;
+  cut_columns();
+  return {round_up(parts(p.rows, round_up(parts(p.rows, tall), threads)), kernels.row_step), wide};
+}
+
 }  // namespace
 
 const GemmBf16Kernels* gemm_bf16_kernels() {
@@ -34,14 +54,7 @@ void gemm_bf16_cpu(const GemmBf16Params& p, int threads, const GemmBf16Kernels& 
   const int64_t panels = parts(p.columns, panel_width);
   const int64_t most = std::max(kGroupBytes / std::max<int64_t>(panel_bytes, 1), kernels.item_columns / panel_width);
   const int64_t group = parts(panels, parts(panels, most));  // alike in size
-  int64_t tall = kernels.item_rows, wide = kernels.item_columns;
-  const auto too_few = [&] {
-    return parts(p.rows, tall) * parts(group * panel_width, wide) < kItemsPerThread * int64_t(threads);
-  };
-  while (threads > 1 && tall > kLeastTall && too_few()) tall /= 2;
-  while (threads > 1 && wide > kLeastWide && too_few()) wide = round_up(wide / 2, panel_width);
-  // As many for each thread: of a few items one more would be felt.
-  tall = round_up(parts(p.rows, round_up(parts(p.rows, tall), threads)), kernels.row_step);
+  const auto [tall, wide] = item_of(p, group * panel_width, threads, kernels);
   const int64_t scratch = round_up(kernels.scratch_bytes(tall, wide), 64);
   char* const packed = memory.of(size_t(group * panel_bytes + scratch * threads));
   char* const own = packed + group * panel_bytes;

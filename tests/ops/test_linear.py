@@ -120,6 +120,17 @@ def test_the_product_of_bfloat16_into_float32():
 
 
 @own_bf16
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_deep_product_of_bfloat16_is_summed_part_by_part(dtype, monkeypatch):
+    calls = calls_of_core(monkeypatch)
+    a, b, bias = torch.randn(40, 20000).bfloat16(), torch.randn(20000, 70).bfloat16(), torch.randn(70).bfloat16()
+    wanted, out = a.double() @ b.double() + bias.double(), torch.full((40, 70), float("nan"), dtype=dtype)
+    matmul_into(out, a, b, bias_N=bias)
+    assert "gemm_bf16" in calls
+    assert error(out, wanted) < (4e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
+@own_bf16
 def test_what_the_product_of_bfloat16_refuses():
     def multiply(a, b, c, add=False):
         _native.core().gemm_bf16(*map(_native.dl, (a, b, c, None)), add, 1)

@@ -23,7 +23,7 @@ from tunecore.ops._kernel_op import kernel_op
 
 _LEAST_ROWS = 32  # with fewer, copying the weight into panels outweighs the product
 _LEAST_WORK = 1 << 22  # multiplications below which the call itself does
-_DEEPEST = 1 << 14  # of bfloat16: ours copies all of the depth of b, which oneDNN does part by part
+_DEEPEST, _DEPTH_AT_ONCE = 1 << 14, 1 << 13  # of bfloat16: all of it is copied, and is to stay in the caches
 
 
 def linear(x_TK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None, *, transposed: bool = False) -> Tensor:
@@ -62,8 +62,11 @@ def matmul_into(out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, *, bias_N: Tensor | 
     """
     gemm = _own_gemm(out_MN, a_MK, add)
     if gemm is not None:
-        operands = (_in_one_piece(x) for x in (a_MK, b_KN))
-        gemm(*(_native.dl(x) for x in (*operands, out_MN, bias_N)), add, _native.threads())
+        a_MK, b_KN = _in_one_piece(a_MK), _in_one_piece(b_KN)
+        if a_MK.dtype == torch.bfloat16 and a_MK.shape[1] > _DEEPEST:
+            _add_parts(gemm, out_MN, a_MK, b_KN, bias_N, add)
+        else:
+            gemm(*map(_native.dl, (a_MK, b_KN, out_MN, bias_N)), add, _native.threads())
     elif add:
         out_MN.addmm_(a_MK, b_KN)
     elif bias_N is not None:
@@ -78,8 +81,21 @@ def _own_gemm(out_MN: Tensor, a_MK: Tensor, add: bool) -> Callable[..., None] | 
         return None
     if a_MK.dtype == torch.float32:
         return core.gemm
-    fits = out_MN.dtype == torch.float32 or (not add and a_MK.shape[1] <= _DEEPEST)
+    fits = out_MN.dtype == torch.float32 or not add
     return core.gemm_bf16 if fits and _native.multiplies_bf16(a_MK) else None
+
+
+def _add_parts(
+    gemm: Callable[..., None], out_MN: Tensor, a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None, add: bool
+) -> None:
+    """A product whose depth is taken part by part, summed in float32."""
+    sums_MN = out_MN if out_MN.dtype == torch.float32 else out_MN.new_empty(out_MN.shape, dtype=torch.float32)
+    for k in range(0, a_MK.shape[1], _DEPTH_AT_ONCE):
+        end = k + _DEPTH_AT_ONCE
+        operands = a_MK[:, k:end], b_KN[k:end], sums_MN, bias_N if k == 0 else None
+        gemm(*map(_native.dl, operands), add or k > 0, _native.threads())
+    if sums_MN is not out_MN:
+        out_MN.copy_(sums_MN)
 
 
 def _in_one_piece(x: Tensor) -> Tensor:
