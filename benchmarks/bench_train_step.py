@@ -6,6 +6,8 @@ rows padded to the longest of the batch: fp32 or bf16 autocast, eager or sdpa at
 torch.compile for just this shape (compiled in warm-up, not counted; needs a C++ compiler). Each peer lives in a process
 of its own, with the memory allocator as it comes, and "tuned": with freed memory kept, as tunecore sets it. A few peers
 at a time take turns with tunecore, since each holds a model.
+Every step has the same rows, or with --new-rows others, as in a real training: then batches differ in their number of
+tokens, and torch.compile makes what it makes of changing shapes.
 
 The limit is the FLOPs of the useful tokens (head at target rows only, attention included) over the GEMM peak of the
 dtype, then the optimizer's 28 bytes a parameter over the bandwidth of memory, both measured in the same run.
@@ -13,8 +15,8 @@ dtype, then the optimizer's 28 bytes a parameter over the bandwidth of memory, b
 With --device cuda: BERT-base (64 sequences of 32 to 512) and GPT-2 (16 of 128 to 1024), beside transformers with sdpa,
 plain and compiled, in bf16 autocast, and beside tunecore with its own kernels in the layers too (TUNECORE_CUDA_LAYERS).
 
-    python benchmarks/bench_train_step.py [--model mini base gpt2] [--precision auto|fp32|bf16] [--profile]
-        [--device cuda]
+    python benchmarks/bench_train_step.py [--model mini base gpt2] [--precision auto|fp32|bf16] [--new-rows]
+        [--profile] [--device cuda]
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import cycle, product
 
 import devices
 from common import OwnProcess, Turn, alternate, arguments, native_dtypes, parsed, ratios, record, table, timed_turn
@@ -37,6 +40,8 @@ from tunecore.models import fused
 from tunecore.ops._native import tune_allocator
 
 TUNED = " tuned"
+NEW_ROWS = 256
+"""Batches of --new-rows: more than steps are timed, so that none comes twice."""
 OWN_LAYERS = "own layers"
 """The contestant that is tunecore again, with its kernels in the layers of the model on a GPU."""
 
@@ -69,12 +74,17 @@ def make_peer(name: str, model: StepModel, args: argparse.Namespace) -> Callable
         tune_allocator()
     peer, compiled = model.build().to(args.device), attention == "compile"
     peer.set_attn_implementation("sdpa" if compiled else attention)
-    step = PeerStep(peer, 1e-4, autocast=dtype == "bf16", compiled=compiled)
-    batch = {key: value.to(args.device) for key, value in padded(model.pack(1 << 20), 0).items()}
+    step = PeerStep(peer, 1e-4, autocast=dtype == "bf16", compiled=compiled, one_shape=not args.new_rows)
+    turn = cycle(range(model.batches))
+    batches = [
+        {key: value.to(args.device) for key, value in padded(model.pack(1 << 20, batch), 0).items()}
+        for batch in range(model.batches)
+    ]
 
     def once() -> int:
-        step(batch)
-        return model.useful
+        batch = next(turn)
+        step(batches[batch])
+        return model.useful_of(batch)
 
     once()
     return lambda: timed_turn(once, args.seconds, 1, args.device)
@@ -106,7 +116,9 @@ def compete(
         for name, value in ratios(figures, ours).items():
             ratio[name] = value
             rates.setdefault(name, []).extend(figures[name])
-    title = f"{model.title} training step, {model.sequences} sequences, {model.useful} useful tokens"
+    title = f"{model.title} training step, {model.sequences} sequences, {model.useful:.0f} useful tokens"
+    if args.new_rows:
+        title += ", new rows"
     if args.device == devices.CUDA:
         title = f"cuda {title}"
     if not args.quick:
@@ -147,6 +159,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--peers", help='comma-separated, such as "eager bf16,compile fp32 tuned"; "" for none')
     parser.add_argument("--at-once", type=int, default=4, help="peers in memory at a time (BERT-base: 3 GiB each)")
+    parser.add_argument("--new-rows", action="store_true", help="other rows at each step")
     parser.add_argument("--profile", action="store_true", help="print where the time of our step goes, on a CPU")
     devices.add_device(parser)
     args = parsed(parser)
@@ -158,7 +171,7 @@ def main() -> None:
     devices.prepare(args.device)
     chosen = args.model or [name for name in models if name != "tiny"]
     for name in ["tiny"] if args.quick else chosen:
-        measure(models[name], args)
+        measure(replace(models[name], batches=NEW_ROWS if args.new_rows else 1), args)
 
 
 if __name__ == "__main__":

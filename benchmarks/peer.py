@@ -44,8 +44,8 @@ def padded(batches: Sequence[PackedBatch], pad_id: int) -> dict[str, Tensor]:
 class PeerStep:
     """One optimizer step of a transformers model on a padded batch.
 
-    ``compiled`` runs the model through torch.compile for the shape of its first batch; the compilation is part of the
-    first call.
+    ``compiled`` runs the model through torch.compile, for the shape of its first batch if all have ``one_shape``; that
+    compilation is part of the first call.
     """
 
     def __init__(
@@ -55,10 +55,11 @@ class PeerStep:
         *,
         autocast: bool = False,
         compiled: bool = False,
+        one_shape: bool = True,
         weight_decay: float = 0.01,
     ) -> None:
         self.model = model.train()
-        self.forward = torch.compile(model, dynamic=False) if compiled else model
+        self.forward = torch.compile(model, dynamic=False if one_shape else None) if compiled else model
         self.autocast, self.device = autocast, model.device
         decay = [p for p in model.parameters() if p.ndim >= 2]
         rest = [p for p in model.parameters() if p.ndim < 2]

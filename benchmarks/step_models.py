@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import cycle
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,8 @@ class StepModel:
     lengths: tuple[int, int]
     """Shortest and longest sequence."""
     vocabulary: int
+    batches: int = 1
+    """Different batches that steps take in turn."""
 
     def build(self) -> PreTrainedModel:
         """Random weights, always the same."""
@@ -64,9 +67,12 @@ class StepModel:
         )  # fmt: skip
 
     @cached_property
-    def rows(self) -> list[Example]:
-        """Rows of random tokens: 15 % of them targets of masked_lm, all but the first of causal_lm."""
-        rng = np.random.default_rng(0)
+    def rows(self) -> list[list[Example]]:
+        """Rows of each batch, of random tokens: 15 % of them targets of masked_lm, all but the first of causal_lm."""
+        return [self._rows_of(batch) for batch in range(self.batches)]
+
+    def _rows_of(self, batch: int) -> list[Example]:
+        rng = np.random.default_rng(batch)
         rows = []
         for row_id, length in enumerate(rng.integers(self.lengths[0], self.lengths[1] + 1, self.sequences)):
             ids = rng.integers(1000, self.vocabulary, length).astype(np.int64)
@@ -80,28 +86,33 @@ class StepModel:
             rows.append(Example(row_id, ids, targets={self.objective: targets}))
         return rows
 
-    def pack(self, max_tokens: int) -> list[PackedBatch]:
-        """The rows as micro-batches."""
+    def pack(self, max_tokens: int, batch: int = 0) -> list[PackedBatch]:
+        """The rows of a batch as micro-batches."""
         view = "causal" if self.objective == "causal_lm" else "encoder"
-        return pack(self.rows, max_tokens=max_tokens, position_offset=0, pad_id=0, view=view)
+        return pack(self.rows[batch], max_tokens=max_tokens, position_offset=0, pad_id=0, view=view)
+
+    def useful_of(self, batch: int) -> int:
+        """Useful tokens of a step on a batch."""
+        return sum(len(row) for row in self.rows[batch])
 
     @property
-    def useful(self) -> int:
-        """Useful tokens of a step."""
-        return sum(len(row) for row in self.rows)
+    def useful(self) -> float:
+        """Useful tokens of a step, the mean over batches."""
+        return sum(map(self.useful_of, range(self.batches))) / self.batches
 
     def flops(self, model: PreTrainedModel) -> float:
-        """FLOPs of the products of one step on useful tokens: 6 a weight and token, attention's two products (half of
-        them where it is causal), the head at targets.
+        """FLOPs of the products of one step on useful tokens, the mean over batches: 6 a weight and token, attention's
+        two products (half of them where it is causal), the head at targets.
         """
-        config, rows = model.config, self.rows
+        config, rows = model.config, [row for batch in self.rows for row in batch]
         width, layers = config.hidden_size, config.num_hidden_layers
         inner = getattr(config, "intermediate_size", None) or 4 * width
         causal = self.objective == "causal_lm"
         attention = sum(len(row) ** 2 for row in rows) * (width if causal else 2 * width)
         head = width * self.vocabulary + (0 if causal else width * width)
-        per_layer = self.useful * (4 * width * width + 2 * width * inner)
-        return 6 * (layers * (per_layer + attention) + head * sum(row.num_targets[self.objective] for row in rows))
+        per_layer = sum(map(len, rows)) * (4 * width * width + 2 * width * inner)
+        targets = sum(row.num_targets[self.objective] for row in rows)
+        return 6 * (layers * (per_layer + attention) + head * targets) / self.batches
 
 
 MODELS = {
@@ -147,10 +158,11 @@ def make_training(
         ranks=Ranks(device=torch.device(device)),
     )  # fmt: skip
     unit.train()
-    row_ids = tuple(range(len(model.rows)))
+    row_ids, turn = tuple(range(model.sequences)), cycle(range(model.batches))
 
     def once() -> int:
-        train_step(run, Batches(row_ids, model.pack(config.training.max_tokens)))
-        return model.useful
+        batch = next(turn)
+        train_step(run, Batches(row_ids, model.pack(config.training.max_tokens, batch)))
+        return model.useful_of(batch)
 
     return run, once

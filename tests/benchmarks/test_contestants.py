@@ -1,5 +1,7 @@
 """What benchmarks set side by side computes the same: the same attention, loss and step on the same rows."""
 
+import argparse
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -54,8 +56,21 @@ def test_the_peer_has_the_loss_of_the_packed_rows(benchmark_module, tmp_path, ob
     with torch.no_grad():
         loss = run.unit(batch)[objective]
         theirs = plain(**peer.padded([batch], 0)).loss
-    assert loss.num_targets == sum(row.num_targets[objective] for row in model.rows)
+    assert loss.num_targets == sum(row.num_targets[objective] for row in model.rows[0])
     torch.testing.assert_close(loss.total / loss.num_targets, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_both_sides_take_the_batches_in_turn(benchmark_module, monkeypatch, tmp_path):
+    models, bench = benchmark_module("step_models"), benchmark_module("bench_train_step")
+    model = models.StepModel("", "bert", "tiny", "masked_lm", 3, (5, 20), 1200, batches=3)
+    lengths = [[len(row) for row in rows] for rows in model.rows]
+    assert len({tuple(x) for x in lengths}) == 3 and model.useful == sum(map(sum, lengths)) / 3
+    _, once = models.make_training(model, "fp32", str(tmp_path))
+    assert [once() for _ in range(4)] == [sum(x) for x in (*lengths, lengths[0])]
+    given = argparse.Namespace(device="cpu", new_rows=True, seconds=0.0)
+    peer = bench.make_peer("eager fp32", model, given)  # has taken the first to warm up
+    monkeypatch.setattr(bench, "timed_turn", lambda step, *_: [step() for _ in range(3)])
+    assert peer() == [sum(x) for x in (lengths[1], lengths[2], lengths[0])]
 
 
 def test_the_flops_of_a_step_are_those_torch_counts(benchmark_module):
