@@ -123,15 +123,15 @@ def test_a_million_damaged_files_are_read_or_refused(targets, tmp_path, name):
 
 def test_the_attack_sees_what_is_not_typed_slow_or_a_crash(targets, tmp_path, monkeypatch):
     """A fuzzer that notices nothing proves nothing."""
-    monkeypatch.setitem(globals(), "SLOW_SECONDS", 0.2)
     monkeypatch.setitem(globals(), "MOST_GROWTH", 20 << 20)
     held = []
     txt = targets["txt"]
-    for read, message in (
-        (lambda path: 1 / 0, "ZeroDivisionError"),
-        (lambda path: os._exit(7), "txt 0: the process ended with 7"),
-        (lambda path: time.sleep(9), "TimeoutError: longer than 0.2 s"),
-        (lambda path: held.append(b"x" * (20 << 20)), "MiB more in the second half of 9 files"),
+    for seconds, read, message in (
+        (SLOW_SECONDS, lambda path: 1 / 0, "ZeroDivisionError"),
+        (SLOW_SECONDS, lambda path: os._exit(7), "txt 0: the process ended with 7"),
+        (0.2, lambda path: time.sleep(9), "TimeoutError: longer than 0.2 s"),
+        (SLOW_SECONDS, lambda path: held.append(b"x" * (20 << 20)), "MiB more in the second half of 9 files"),
     ):
+        monkeypatch.setitem(globals(), "SLOW_SECONDS", seconds)
         with pytest.raises(AssertionError, match=message):
             fuzz(txt._replace(read=read), "txt", 0, 9, tmp_path)
