@@ -41,7 +41,7 @@ from tunecore.ops._native import tune_allocator
 
 TUNED = " tuned"
 NEW_ROWS = 256
-"""Batches of --new-rows: more than steps are timed, so that none comes twice."""
+"""Batches of --new-rows: about as many as there are steps, so that hardly one comes twice."""
 OWN_LAYERS = "own layers"
 """The contestant that is tunecore again, with its kernels in the layers of the model on a GPU."""
 
@@ -74,7 +74,7 @@ def make_peer(name: str, model: StepModel, args: argparse.Namespace) -> Callable
         tune_allocator()
     peer, compiled = model.build().to(args.device), attention == "compile"
     peer.set_attn_implementation("sdpa" if compiled else attention)
-    step = PeerStep(peer, 1e-4, autocast=dtype == "bf16", compiled=compiled, one_shape=not args.new_rows)
+    step = PeerStep(peer, 1e-4, autocast=dtype == "bf16", compiled=compiled, one_shape=model.batches == 1)
     turn = cycle(range(model.batches))
     batches = [
         {key: value.to(args.device) for key, value in padded(model.pack(1 << 20, batch), 0).items()}
@@ -117,7 +117,7 @@ def compete(
             ratio[name] = value
             rates.setdefault(name, []).extend(figures[name])
     title = f"{model.title} training step, {model.sequences} sequences, {model.useful:.0f} useful tokens"
-    if args.new_rows:
+    if model.batches > 1:
         title += ", new rows"
     if args.device == devices.CUDA:
         title = f"cuda {title}"

@@ -67,7 +67,7 @@ def test_both_sides_take_the_batches_in_turn(benchmark_module, monkeypatch, tmp_
     assert len({tuple(x) for x in lengths}) == 3 and model.useful == sum(map(sum, lengths)) / 3
     _, once = models.make_training(model, "fp32", str(tmp_path))
     assert [once() for _ in range(4)] == [sum(x) for x in (*lengths, lengths[0])]
-    given = argparse.Namespace(device="cpu", new_rows=True, seconds=0.0)
+    given = argparse.Namespace(device="cpu", seconds=0.0)
     peer = bench.make_peer("eager fp32", model, given)  # has taken the first to warm up
     monkeypatch.setattr(bench, "timed_turn", lambda step, *_: [step() for _ in range(3)])
     assert peer() == [sum(x) for x in (lengths[1], lengths[2], lengths[0])]

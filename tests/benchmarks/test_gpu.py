@@ -55,8 +55,7 @@ def posing(benchmark_module, monkeypatch):
 
 def options(**given):
     return argparse.Namespace(
-        quick=True, pairs=1, seconds=0.001, device="cpu", dtype=["bf16"], longest=5.0,
-        **{"new_rows": False, **given},
+        **{"quick": True, "pairs": 1, "seconds": 0.001, "device": "cpu", "dtype": ["bf16"], "longest": 5.0, **given}
     )
 
 
