@@ -44,13 +44,13 @@ struct AttentionItem {
 };
 
 struct AttentionKernels {
+  // `next` is what this thread is likely to be given next, or NULL.
+  using Kernel = void (*)(const AttentionParams& p, const AttentionItem& item, const AttentionItem* next, char* scratch);
+
   // Bytes of scratch memory an item may need.
   int64_t (*forward_bytes)(const AttentionParams& p);
   int64_t (*backward_bytes)(const AttentionParams& p);
-  void (*forward_f32)(const AttentionParams& p, const AttentionItem& item, char* scratch);
-  void (*forward_bf16)(const AttentionParams& p, const AttentionItem& item, char* scratch);
-  void (*backward_f32)(const AttentionParams& p, const AttentionItem& item, char* scratch);
-  void (*backward_bf16)(const AttentionParams& p, const AttentionItem& item, char* scratch);
+  Kernel forward_f32, forward_bf16, backward_f32, backward_bf16;
 };
 
 // Most queries of a forward item: a long sequence is shared between threads, each packing the keys for itself.

@@ -10,9 +10,8 @@
 namespace tunecore {
 namespace {
 
-using Kernel = void (*)(const AttentionParams&, const AttentionItem&, char*);
-
-void run(const AttentionParams& p, const std::vector<AttentionItem>& items, Kernel kernel, int64_t bytes, int threads) {
+void run(const AttentionParams& p, const std::vector<AttentionItem>& items, AttentionKernels::Kernel kernel,
+         int64_t bytes, int threads) {
   static thread_local Scratch scratch;
   std::vector<int64_t> cost(items.size());
   for (size_t n = 0; n < items.size(); ++n) {
@@ -22,8 +21,10 @@ void run(const AttentionParams& p, const std::vector<AttentionItem>& items, Kern
   const WorkList list(cost);
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, list.size())));
   char* const memory = scratch.of(size_t(bytes) * size_t(threads));
-  parallel_for(list, threads,
-               [&](int64_t item, int worker) { kernel(p, items[size_t(item)], memory + bytes * worker); });
+  parallel_for(list.size(), threads, [&](int64_t n, int worker) {
+    const AttentionItem* const next = n + threads < list.size() ? &items[size_t(list[n + threads])] : nullptr;
+    kernel(p, items[size_t(list[n])], next, memory + bytes * worker);
+  });
 }
 
 }  // namespace

@@ -10,6 +10,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "ahead.h"
+
 namespace tunecore {
 namespace {
 
@@ -94,12 +96,16 @@ void tile_column(int64_t rows, int64_t depth, const char* a, int64_t sm, int64_t
   if (r < rows) tile<U, 1, N>(depth, a + r * sm, sm, sk, b, ldb, c + r * ldc, ldc, add, out_from(r));
 }
 
-// What hands the vectors of tiles to rows of floats.
+// What hands the vectors of tiles to rows of floats; `ahead` may be NULL.
 template <class Isa>
 struct IntoRows {
   float* c;
   int64_t stride;
-  IntoRows operator()(int64_t row) const { return {c + row * stride, stride}; }
+  Ahead* ahead;
+  IntoRows operator()(int64_t row) const {
+    if (ahead) ahead->step();
+    return {c + row * stride, stride, nullptr};
+  }
   void operator()(int64_t row, int64_t column, typename Isa::F x) const { Isa::store(c + row * stride + column, x); }
 };
 
@@ -111,6 +117,7 @@ struct Product {
   float* c;
   int64_t ldc;
   bool add;
+  Ahead* ahead = nullptr;  // what to ask for meanwhile
 
   static constexpr int64_t kLanes = U::Isa::kLanes;
   static constexpr int64_t kPanel = kLanes * U::Isa::kVectors;
@@ -133,7 +140,7 @@ struct Product {
   void block(const uint32_t* b, int64_t ldb, int64_t column, int64_t width) const {
     constexpr int V = U::Isa::kVectors;
     float* const at = c + column;
-    const IntoRows<typename U::Isa> out{at, ldc};
+    const IntoRows<typename U::Isa> out{at, ldc, ahead};
     switch (width / kLanes) {
       case 1:
         return tile_column<U, 1>(rows, depth, a, sm, sk, b, ldb, at, ldc, add, out);

@@ -48,6 +48,7 @@ struct Product<TileUnit<Pairs, Tiles>> {
   float* c;
   int64_t ldc;
   bool add;
+  Ahead* ahead = nullptr;
 
   static constexpr int64_t kLanes = Pairs::Isa::kLanes;
   static constexpr int64_t kPanel = TileUnit<Pairs, Tiles>::kPanel;
@@ -66,6 +67,7 @@ struct Product<TileUnit<Pairs, Tiles>> {
     for (int64_t m = 0; m < rows; m += 32) {
       const TileBlock block{depth / 16, a + m * sm, reinterpret_cast<const char*>(b), c + m * ldc + n,
                             sm,         ldb * 4,    ldc * 4,                          add};
+      if (ahead) ahead->step();
       if (rows - m > 16)
         Tiles::block_32(block);
       else
