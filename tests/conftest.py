@@ -83,6 +83,23 @@ def fresh_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
             monkeypatch.delenv(name)
     return monkeypatch
 
+
+@pytest.fixture
+def each_thread_count() -> Iterator[Callable[[], Iterator[int]]]:
+    """A function whose generator sets torch's number of threads to 1, 2 and 7."""
+    import torch
+
+    before = torch.get_num_threads()
+
+    def counts() -> Iterator[int]:
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            yield threads
+
+    yield counts
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def assert_same_gradients() -> Callable[..., None]:
     """``check(one, other)``: gradients by parameter name are equal within the rounding of float32 sums.

@@ -16,6 +16,10 @@ struct AdamWTensor {
   float keep;       // 1 - lr * weight_decay
   float step_size;  // lr / (1 - beta1^t)
   float root;       // 1 / sqrt(1 - beta2^t)
+  // Where only some rows of a weight [count / width, width] have a gradient, [row_count, width]: which, distinct and
+  // ascending. Width 0: all elements have one.
+  const int64_t* rows;
+  int64_t row_count, width;
 };
 
 struct AdamWParams {
@@ -26,6 +30,8 @@ struct AdamWParams {
 
 struct AdamWKernels {
   void (*elements)(const AdamWTensor& x, const AdamWParams& p, int64_t first, int64_t last);
+  // The same where the gradient is 0; it is not read.
+  void (*without_gradient)(const AdamWTensor& x, const AdamWParams& p, int64_t first, int64_t last);
 };
 
 extern const AdamWKernels adamw_kernels_default;

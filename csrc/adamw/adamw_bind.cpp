@@ -7,22 +7,37 @@ namespace py = pybind11;
 namespace tunecore {
 namespace {
 
-// (weight, gradient, mean, square, rounded or None, keep, step_size, root)
+// Sets the rows, if it is of some, and returns how many elements the gradient has.
+int64_t take_rows(const py::handle& entry, const TensorView& weight, AdamWTensor* out) {
+  const auto rows = optional_view_of(entry, "rows");
+  if (!rows || weight.numel() == 0) return weight.numel();
+  const TensorView rows_U = TensorView(*rows).dtype({DType::i64}).dims(1).contiguous();
+  const TensorView weight_VE = TensorView(weight).dims(2);
+  out->rows = rows_U.data<int64_t>(), out->row_count = rows_U.size(0), out->width = weight_VE.size(1);
+  for (int64_t u = 0; u < out->row_count; ++u)
+    require(out->rows[u] > (u ? out->rows[u - 1] : -1) && out->rows[u] < weight_VE.size(0),
+            "argument 'rows': " + std::to_string(out->rows[u]) + " at " + std::to_string(u) +
+                "; wanted ascending rows of a weight of " + std::to_string(weight_VE.size(0)));
+  return out->row_count * out->width;
+}
+
+// (weight, gradient, mean, square, rounded or None, keep, step_size, root, rows or None)
 AdamWTensor tensor_of(const py::tuple& entry) {
-  require(entry.size() == 8, "argument 'tensors': wanted tuples of 8, got one of " + std::to_string(entry.size()));
+  require(entry.size() == 9, "argument 'tensors': wanted tuples of 9, got one of " + std::to_string(entry.size()));
   const TensorView weight = view_of(entry[0], "weight").dtype({DType::f32}).contiguous();
   const int64_t count = weight.numel();
-  const auto same = [&](int i, const char* name) {
+  const auto floats = [&](int i, const char* name, int64_t wanted, const char* of) {
     const TensorView x = view_of(entry[size_t(i)], name).dtype({DType::f32}).contiguous();
-    require(x.numel() == count, std::string("argument '") + name + "': wanted the " + std::to_string(count) +
-                                    " elements of 'weight', got " + x.describe());
+    require(x.numel() == wanted, std::string("argument '") + name + "': wanted the " + std::to_string(wanted) +
+                                     " elements of " + of + ", got " + x.describe());
     return x.data<float>();
   };
   AdamWTensor out{};
+  const int64_t moved = take_rows(entry[8], weight, &out);
   out.weight = weight.data<float>();
-  out.gradient = same(1, "gradient");
-  out.mean = same(2, "mean");
-  out.square = same(3, "square");
+  out.gradient = floats(1, "gradient", moved, out.width ? "'rows' of 'weight'" : "'weight'");
+  out.mean = floats(2, "mean", count, "'weight'");
+  out.square = floats(3, "square", count, "'weight'");
   if (const auto rounded = optional_view_of(entry[4], "rounded")) {
     require(rounded->dtype({DType::bf16}).contiguous().numel() == count,
             "argument 'rounded': wanted the elements of 'weight', got " + rounded->describe());
@@ -47,7 +62,8 @@ void adamw(const py::list& tensors, double beta1, double beta2, float eps, float
 void def_adamw(py::module_& m) {
   m.def("adamw", &adamw, py::arg("tensors"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("scale"),
         py::arg("threads"),
-        "One step over a list of (weight, gradient, mean, square, rounded or None, keep, step_size, root), in place.");
+        "One step over a list of (weight, gradient, mean, square, rounded or None, keep, step_size, root, rows or None), "
+        "in place.");
 }
 
 }  // namespace tunecore

@@ -19,7 +19,7 @@ TEST(adamw_matches_double) {
       rounded.emplace_back(count);
       auto* const t = &kept[kept.size() - 4];
       tensors.push_back({t[0].data(), t[1].data(), t[2].data(), t[3].data(), count == 7 ? nullptr : rounded.back().data(),
-                         int64_t(count), 0.99f, 0.05f, 1.5f});
+                         int64_t(count), 0.99f, 0.05f, 1.5f, nullptr, 0, 0});
       // A vector that grows moves its vectors, not their elements: the pointers stay.
     }
     const auto before = kept;
@@ -38,5 +38,48 @@ TEST(adamw_matches_double) {
         if (x.rounded) CHECK(x.rounded[i] == tests::to_bf16(x.weight[i]));
       }
     }
+  });
+}
+
+namespace {
+
+struct State {
+  std::vector<float> weight, mean, square;
+  std::vector<uint16_t> rounded;
+  bool operator==(const State& o) const {
+    return weight == o.weight && mean == o.mean && square == o.square && rounded == o.rounded;
+  }
+  AdamWTensor with(const std::vector<float>& gradient, float keep) {
+    return {weight.data(), gradient.data(), mean.data(), square.data(), rounded.data(), int64_t(weight.size()), keep,
+            0.05f,         1.5f,            nullptr,     0,             0};
+  }
+};
+
+}  // namespace
+
+TEST(adamw_of_some_rows_is_that_of_zeros_elsewhere) {
+  constexpr int64_t rows = 1500;
+  const std::vector<std::vector<int64_t>> steps{{0, 1, 700, rows - 1}, {}, {2, 701}};
+  const AdamWParams p{0.999f, 0.1f, 0.001f, 1e-8f, 0.7f};
+  tests::for_each_variant([&] {
+    for (const int64_t width : {1, 37, 64})
+      for (const float keep : {1.0f, 0.9f}) {
+        tests::Numbers numbers(7);
+        const size_t size = size_t(rows * width);
+        State whole{numbers.vector(size), std::vector<float>(size), std::vector<float>(size), std::vector<uint16_t>(size)};
+        for (size_t i = 0; i < size; ++i) whole.rounded[i] = tests::to_bf16(whole.weight[i]);
+        State some = whole;
+        for (const std::vector<int64_t>& moved : steps) {
+          const std::vector<float> values = numbers.vector(moved.size() * size_t(width));
+          std::vector<float> gradient(size);
+          for (size_t u = 0; u < moved.size(); ++u)
+            for (int64_t e = 0; e < width; ++e) gradient[size_t(moved[u] * width + e)] = values[u * size_t(width) + size_t(e)];
+          AdamWTensor of_rows = some.with(values, keep);
+          of_rows.rows = moved.data(), of_rows.row_count = int64_t(moved.size()), of_rows.width = width;
+          adamw_cpu({whole.with(gradient, keep)}, p, 2);
+          adamw_cpu({of_rows}, p, 3);
+          CHECK(whole == some);
+        }
+      }
   });
 }

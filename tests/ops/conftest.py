@@ -1,4 +1,4 @@
-"""Every instruction set of this machine in turn, several numbers of threads, and the CUDA kernels, emulated and not."""
+"""Every instruction set of this machine in turn, and the CUDA kernels, emulated and not."""
 
 import shutil
 from pathlib import Path
@@ -25,20 +25,6 @@ def each_variant():
     yield variants
     if core is not None:
         core.set_capability("")
-
-
-@pytest.fixture
-def each_thread_count():
-    """A function whose generator sets torch's number of threads to 1, 2 and 7."""
-    before = torch.get_num_threads()
-
-    def counts():
-        for threads in (1, 2, 7):
-            torch.set_num_threads(threads)
-            yield threads
-
-    yield counts
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])

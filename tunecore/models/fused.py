@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -132,6 +133,24 @@ class KernelRMSNorm(nn.Module):
         return residual_norm(hidden_states, self.weight, eps=self.variance_epsilon, centred=False)
 
 
+_sparse_gradients = False  # a plain global: see invocation.py
+
+
+@contextmanager
+def sparse_gradients() -> Iterator[None]:
+    """Within it, embeddings look up rows with ``sparse`` of :func:`tunecore.ops.embedding`.
+
+    For who knows what to do with such a gradient: torch's own optimizers mostly refuse it. A table whose weight is that
+    of another layer too still has a dense one, to which the rows are added.
+    """
+    global _sparse_gradients
+    before, _sparse_gradients = _sparse_gradients, True
+    try:
+        yield
+    finally:
+        _sparse_gradients = before
+
+
 class KernelEmbedding(nn.Embedding):
     """``nn.Embedding`` whose gradient is summed in float32."""
 
@@ -139,7 +158,7 @@ class KernelEmbedding(nn.Embedding):
         """Rows of the table [*T, E]."""
         if self.max_norm is not None or self.scale_grad_by_freq or self.sparse or not _served(self.weight):
             return super().forward(input)
-        return embedding(input, self.weight, padding_idx=self.padding_idx)
+        return embedding(input, self.weight, padding_idx=self.padding_idx, sparse=_sparse_gradients)
 
 
 class KernelGelu(GELUActivation):

@@ -359,7 +359,7 @@ def adamw(
 
     ``device`` is any of the tensors: all are on its device.
     """
-    entries = [AdamWTensor(*map(_at, t[:5]), t[0].numel(), *t[5:]) for t in tensors]
+    entries = [AdamWTensor(*map(_at, t[:5]), t[0].numel(), *t[5:8]) for t in tensors]
     listed = (AdamWTensor * len(entries))(*entries)
     params = AdamW(ctypes.addressof(listed), len(entries), beta2, 1 - beta1, 1 - beta2, eps, scale)
     _call("adamw", params, device)

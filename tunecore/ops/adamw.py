@@ -16,6 +16,7 @@ class AdamWTensor(NamedTuple):
 
     weight: Tensor
     gradient: Tensor
+    """Of the whole weight, or of ``rows`` only: [U, E]."""
     mean: Tensor
     """Running mean of the gradient."""
     square: Tensor
@@ -28,6 +29,9 @@ class AdamWTensor(NamedTuple):
     """learning rate / (1 - beta1**t), t the number of this step from 1."""
     root: float
     """1 / sqrt(1 - beta2**t)."""
+    rows: Tensor | None = None
+    """int64 [U], distinct and ascending: the rows of a weight [V, E] that have a gradient; that of the others is 0. On
+    the CPU only."""
 
 
 def adamw_step(tensors: Iterable[AdamWTensor], *, beta1: float, beta2: float, eps: float, scale: float) -> None:
@@ -43,5 +47,5 @@ def adamw_step(tensors: Iterable[AdamWTensor], *, beta1: float, beta2: float, ep
         if _cuda.serves(listed[0].weight):
             _cuda.adamw(listed, beta1, beta2, eps, scale, listed[0].weight)
             continue
-        arguments = [(*(_native.dl(x) for x in entry[:5]), *entry[5:]) for entry in listed]
+        arguments = [(*map(_native.dl, entry[:5]), *entry[5:8], _native.dl(entry.rows)) for entry in listed]
         _native.core().adamw(arguments, beta1, beta2, eps, scale, _native.threads())

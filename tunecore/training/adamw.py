@@ -40,7 +40,7 @@ class KernelAdamW(torch.optim.AdamW):
         if not served or master.dtype != torch.float32 or not master.is_contiguous():
             return False
         assert master.grad is not None
-        if master.grad.dtype != torch.float32 or master.grad.layout != torch.strided:
+        if master.grad.dtype != torch.float32 or not (master.grad.layout == torch.strided or _is_of_rows(master.grad)):
             return False
         return weight is None or (weight.dtype == torch.bfloat16 and weight.is_contiguous())
 
@@ -54,9 +54,11 @@ class KernelAdamW(torch.optim.AdamW):
         for p, state in zip(params, states, strict=True):
             t = float(state["step"])
             assert p.grad is not None
+            gradient, rows = _parts(p.grad)
             one = AdamWTensor(
-                p, p.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], weights.get(p),
+                p, gradient, state["exp_avg"], state["exp_avg_sq"], weights.get(p),
                 keep=1 - rate * decay, step_size=rate / (1 - beta1**t), root=1 / math.sqrt(1 - beta2**t),
+                rows=rows,
             )  # fmt: skip
             tensors.append(one)
         adamw_step(tensors, beta1=beta1, beta2=beta2, eps=eps, scale=scale)
@@ -69,3 +71,15 @@ class KernelAdamW(torch.optim.AdamW):
             state["exp_avg"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
         return state
+
+
+def _parts(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A gradient as :class:`AdamWTensor` takes it: its elements, and the rows they are of."""
+    if not gradient.is_sparse:
+        return gradient.contiguous(), None
+    return gradient.values(), gradient.indices()[0]
+
+
+def _is_of_rows(gradient: Tensor) -> bool:
+    """Whether it is what the kernel of the CPU takes: a row of a matrix each, each once."""
+    return gradient.is_sparse and gradient.is_coalesced() and gradient.sparse_dim() == 1 and gradient.ndim == 2

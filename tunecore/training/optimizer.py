@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tunecore.errors import CheckpointError, ConfigError
+from tunecore.ops.embedding import sum_rows
 from tunecore.training.adamw import KernelAdamW
 from tunecore.types import ParamPlan
 
@@ -190,6 +191,7 @@ class MasterOptimizer:
         def move(weight: Tensor) -> None:
             grad = weight.grad
             if grad is not None:
+                grad = grad.to_dense() if grad.is_sparse else grad
                 master.grad = grad.float() if master.grad is None else master.grad.add_(grad)
                 weight.grad = None
 
@@ -200,13 +202,27 @@ class MasterOptimizer:
 
     def gradients(self) -> dict[str, Tensor | None]:
         """Name -> fp32 gradient of each trainable parameter, None where no loss reached it; change them in place."""
-        found: dict[str, Tensor | None] = {}
+        gradients = self._gathered()
+        self._make_dense(gradients)
+        return {name: gradients.get(name) for name in self.trainable}
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """The gradients that there are, at the masters. One of a table that was only looked up may be sparse."""
+        found = {}
         for name in self.trainable:
             parameter, master = self.parameters[name], self.masters[name]
             if parameter is not master and parameter.grad is not None:
                 master.grad, parameter.grad = parameter.grad, None
-            found[name] = master.grad
+            if master.grad is not None and master.grad.is_sparse:
+                master.grad = sum_rows(master.grad)
+            if master.grad is not None:
+                found[name] = master.grad
         return found
+
+    def _make_dense(self, gradients: dict[str, Tensor]) -> None:
+        for name, gradient in gradients.items():
+            if gradient.is_sparse:
+                gradients[name] = self.masters[name].grad = gradient.to_dense()
 
     def set_gradient(self, name: str, gradient: Tensor) -> None:
         """Give a parameter a gradient that only other ranks have."""
@@ -221,7 +237,7 @@ class MasterOptimizer:
 
     def grad_norm(self) -> float:
         """Euclidean norm of all gradients together; NaN or inf where one of them is not finite."""
-        grads = [g for g in self.gradients().values() if g is not None]
+        grads = [g.values() if g.is_sparse else g for g in self._gathered().values()]
         if not grads:
             return 0.0
         return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).double()))
@@ -241,8 +257,9 @@ class MasterOptimizer:
         assert self._base is not None
         for group in self._base.param_groups:
             group["lr"] = self.learning_rate * multiplier * group["lr_scale"]
-        gradients = {name: gradient for name, gradient in self.gradients().items() if gradient is not None}
+        gradients = self._gathered()
         if not self._step_in_one_pass(gradients):
+            self._make_dense(gradients)
             if self._scale != 1.0:
                 torch._foreach_mul_(list(gradients.values()), self._scale)
             self._base.step()

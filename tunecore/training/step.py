@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tunecore.data.streams import PhiloxStream, derive_key
+from tunecore.models.fused import sparse_gradients
 from tunecore.training.nonfinite import gradient_problem, leave_out, named_rows
 from tunecore.training.run import Run
 from tunecore.types import LossSum, PackedBatch
@@ -46,7 +47,8 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     for index, batch in enumerate(micro_batches):
         batch, stream = _seeded(run, batch, index)
         run.hooks.tunecore_batch_ready(run=run, batch=batch)
-        losses = run.unit(batch, stream)
+        with sparse_gradients():
+            losses = run.unit(batch, stream)
         tally.add(batch, losses)
         clock.lap("forward")
         parts = [weights[name] / targets[name] * loss.total for name, loss in losses.items()]
@@ -60,6 +62,7 @@ def train_step(run: Run, batches: StepBatches) -> dict[str, float]:
     problem = tally.problem or gradient_problem(run, norm, batches.row_ids)
     if problem is None:
         if _is_implemented(run.hooks, "tunecore_before_optimizer_step"):
+            run.optimizer.gradients()  # dense ones, also for who looks at a parameter's own
             run.hooks.tunecore_before_optimizer_step(run=run)
             norm = run.optimizer.grad_norm()  # a hook may have changed the gradients
         run.optimizer.clip(norm, run.config.training.max_grad_norm)
