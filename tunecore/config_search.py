@@ -60,7 +60,8 @@ class SearchConfig:
     metric: str | None = None
     """What to search for, as evaluation.metric; None takes that, or the head's own, or -loss."""
     pruner: Literal["none", "median"] = "none"
-    """median ends a trial whose best evaluation so far is worse than the median of the others' at that point."""
+    """median ends a trial whose best evaluation so far is worse than the median of the others' after as many
+    passes over the data."""
     startup_trials: int = 5
     """Finished trials before any is pruned."""
 

@@ -148,17 +148,18 @@ def test_evaluations_count_once_and_a_poor_trial_is_pruned(tmp_path):
     study = open_study(tmp_path, trials=6, pruner="median", startup_trials=2)
     for _ in range(2):
         trial = claim(study)
-        assert not study.report(trial.number, 10, 0.8) and not study.report(trial.number, 20, 0.9)
+        assert not study.report(trial.number, 10, 1.0, 0.8) and not study.report(trial.number, 20, 2.0, 0.9)
         study.complete(trial.number, 0.9)
     poor = claim(study)
-    assert study.report(poor.number, 7, 0.1), "its first evaluation is compared with the first of the others"
+    assert not study.report(poor.number, 10, 0.5, 0.1), "steps of half as many rows: nobody was measured there"
+    assert study.report(poor.number, 20, 1.0, 0.1)
     again = open_study(tmp_path, trials=6, pruner="median", startup_trials=2)
     assert claim(again).number == poor.number and again.is_hopeless(poor.number)
-    assert again.report(poor.number, 7, 0.1) and again.trial(poor.number).curve == ((7, 0.1),)
+    assert again.report(poor.number, 20, 1.0, 0.1) and again.trial(poor.number).curve == ((10, 0.1), (20, 0.1))
     again.prune(poor.number)
     assert again.trial(poor.number).state == "pruned" and again.trial(poor.number).value == 0.1
     good = claim(again)
-    assert not again.report(good.number, 10, 0.85) and not again.is_hopeless(good.number)
+    assert not again.report(good.number, 10, 1.0, 0.85) and not again.is_hopeless(good.number)
     assert again.best().value == 0.9
 
 

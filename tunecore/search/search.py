@@ -302,7 +302,7 @@ class _Watcher:
     def tunecore_evaluated(self, run: Run, metrics: Mapping[str, Any]) -> None:
         value, hopeless = number(metrics.get(self._metric)), False
         if self._study is not None and value is not None and math.isfinite(value):
-            hopeless = self._study.report(self._number, run.step, value)
+            hopeless = self._study.report(self._number, run.step, run.progress.epoch, value)
         if run.ranks.any(hopeless) and run.step < run.total_steps:
             self.pruned = True
             run.stop.request()

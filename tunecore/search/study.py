@@ -124,20 +124,17 @@ class TrialStudy:
         """Optuna's handle of a running trial, as ``ask`` gives it."""
         return self._optuna.trial.Trial(self._study, self._frozen(number)._trial_id)
 
-    def report(self, number: int, step: int, value: float) -> bool:
-        """Keep an evaluation; returns whether the trial is not worth going on with.
+    def report(self, number: int, step: int, epoch: float, value: float) -> bool:
+        """Keep an evaluation after ``epoch`` passes over the data; returns whether the trial is not worth more time.
 
-        Points are compared by their order: the third evaluation of a trial with the third of others. One that is
-        reported again (by a resumed trial) counts once.
+        Points are compared where as much data was seen, to a thousandth of a pass: steps of trials with other batch
+        sizes are worth more or less. One that is reported again (by a resumed trial) counts once.
         """
         handle = self._handle(number)
-        steps = list(handle.user_attrs.get(_STEPS, []))
-        if step not in steps:
-            # The place first: a report that follows it, or not, is found by its step.
-            handle.set_user_attr(_STEPS, [*steps, step])
-            steps.append(step)
-        place = steps.index(step) + 1
+        place = round(1000 * epoch)
         if place not in self._frozen(number).intermediate_values:
+            # The step first: a report that follows it, or not, is found by its place.
+            handle.set_user_attr(_STEPS, {**handle.user_attrs.get(_STEPS, {}), str(place): step})
             handle.report(value, place)
         return bool(handle.should_prune())
 
@@ -203,8 +200,8 @@ class TrialStudy:
         return next(trial for trial in self._trials() if trial.number == number)
 
     def _shown(self, trial: FrozenTrial) -> Trial:
-        steps = trial.user_attrs.get(_STEPS, [])
-        curve = tuple((steps[place - 1], value) for place, value in sorted(trial.intermediate_values.items()))
+        steps = trial.user_attrs.get(_STEPS, {})
+        curve = tuple((steps[str(place)], value) for place, value in sorted(trial.intermediate_values.items()))
         params = {name: trial.params[name] for name in self._parameters if name in trial.params}
         state = _STATES.get(trial.state.name, RUNNING)
         value = None if trial.values is None else trial.values[0]
