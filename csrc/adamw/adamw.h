@@ -16,10 +16,6 @@ struct AdamWTensor {
   float keep;       // 1 - lr * weight_decay
   float step_size;  // lr / (1 - beta1^t)
   float root;       // 1 / sqrt(1 - beta2^t)
-  // Where only some rows of a weight [count / width, width] have a gradient, [row_count, width]: which, distinct and
-  // ascending. Width 0: all elements have one.
-  const int64_t* rows;
-  int64_t row_count, width;
 };
 
 struct AdamWParams {

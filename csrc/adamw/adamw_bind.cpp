@@ -7,22 +7,21 @@ namespace py = pybind11;
 namespace tunecore {
 namespace {
 
-// Sets the rows, if it is of some, and returns how many elements the gradient has.
-int64_t take_rows(const py::handle& entry, const TensorView& weight, AdamWTensor* out) {
+AdamWRows rows_of(const py::handle& entry, const TensorView& weight) {
   const auto rows = optional_view_of(entry, "rows");
-  if (!rows || weight.numel() == 0) return weight.numel();
+  if (!rows || weight.numel() == 0) return {};
   const TensorView rows_U = TensorView(*rows).dtype({DType::i64}).dims(1).contiguous();
   const TensorView weight_VE = TensorView(weight).dims(2);
-  out->rows = rows_U.data<int64_t>(), out->row_count = rows_U.size(0), out->width = weight_VE.size(1);
-  for (int64_t u = 0; u < out->row_count; ++u)
-    require(out->rows[u] > (u ? out->rows[u - 1] : -1) && out->rows[u] < weight_VE.size(0),
-            "argument 'rows': " + std::to_string(out->rows[u]) + " at " + std::to_string(u) +
+  const AdamWRows out{rows_U.data<int64_t>(), rows_U.size(0), weight_VE.size(1)};
+  for (int64_t u = 0; u < out.row_count; ++u)
+    require(out.rows[u] > (u ? out.rows[u - 1] : -1) && out.rows[u] < weight_VE.size(0),
+            "argument 'rows': " + std::to_string(out.rows[u]) + " at " + std::to_string(u) +
                 "; wanted ascending rows of a weight of " + std::to_string(weight_VE.size(0)));
-  return out->row_count * out->width;
+  return out;
 }
 
 // (weight, gradient, mean, square, rounded or None, keep, step_size, root, rows or None)
-AdamWTensor tensor_of(const py::tuple& entry) {
+AdamWItem item_of(const py::tuple& entry) {
   require(entry.size() == 9, "argument 'tensors': wanted tuples of 9, got one of " + std::to_string(entry.size()));
   const TensorView weight = view_of(entry[0], "weight").dtype({DType::f32}).contiguous();
   const int64_t count = weight.numel();
@@ -33,9 +32,10 @@ AdamWTensor tensor_of(const py::tuple& entry) {
     return x.data<float>();
   };
   AdamWTensor out{};
-  const int64_t moved = take_rows(entry[8], weight, &out);
+  const AdamWRows some = rows_of(entry[8], weight);
   out.weight = weight.data<float>();
-  out.gradient = floats(1, "gradient", moved, out.width ? "'rows' of 'weight'" : "'weight'");
+  out.gradient = some.width ? floats(1, "gradient", some.row_count * some.width, "'rows' of 'weight'")
+                            : floats(1, "gradient", count, "'weight'");
   out.mean = floats(2, "mean", count, "'weight'");
   out.square = floats(3, "square", count, "'weight'");
   if (const auto rounded = optional_view_of(entry[4], "rounded")) {
@@ -47,12 +47,12 @@ AdamWTensor tensor_of(const py::tuple& entry) {
   out.keep = entry[5].cast<float>();
   out.step_size = entry[6].cast<float>();
   out.root = entry[7].cast<float>();
-  return out;
+  return {out, some};
 }
 
 void adamw(const py::list& tensors, double beta1, double beta2, float eps, float scale, int threads) {
-  std::vector<AdamWTensor> all;
-  for (const py::handle entry : tensors) all.push_back(tensor_of(entry.cast<py::tuple>()));
+  std::vector<AdamWItem> all;
+  for (const py::handle entry : tensors) all.push_back(item_of(entry.cast<py::tuple>()));
   const py::gil_scoped_release released;
   adamw_cpu(all, {float(beta2), float(1 - beta1), float(1 - beta2), eps, scale}, threads);
 }

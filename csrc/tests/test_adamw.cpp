@@ -11,21 +11,21 @@ TEST(adamw_matches_double) {
     tests::Numbers numbers(13);
     std::vector<std::vector<float>> kept;
     std::vector<std::vector<uint16_t>> rounded;
-    std::vector<AdamWTensor> tensors;
+    std::vector<AdamWItem> items;
     const AdamWParams p{0.999f, 0.1f, 0.001f, 1e-8f, 0.7f};
     for (size_t count : {size_t(0), size_t(1), size_t(7), size_t(33), size_t(70000)}) {
       for (int i = 0; i < 4; ++i) kept.push_back(numbers.vector(count));
       for (float& v : kept.back()) v *= v;
       rounded.emplace_back(count);
       auto* const t = &kept[kept.size() - 4];
-      tensors.push_back({t[0].data(), t[1].data(), t[2].data(), t[3].data(), count == 7 ? nullptr : rounded.back().data(),
-                         int64_t(count), 0.99f, 0.05f, 1.5f, nullptr, 0, 0});
+      items.push_back({{t[0].data(), t[1].data(), t[2].data(), t[3].data(), count == 7 ? nullptr : rounded.back().data(),
+                        int64_t(count), 0.99f, 0.05f, 1.5f}, {}});
       // A vector that grows moves its vectors, not their elements: the pointers stay.
     }
     const auto before = kept;
-    adamw_cpu(tensors, p, 3);
-    for (size_t n = 0; n < tensors.size(); ++n) {
-      const AdamWTensor& x = tensors[n];
+    adamw_cpu(items, p, 3);
+    for (size_t n = 0; n < items.size(); ++n) {
+      const AdamWTensor& x = items[n].tensor;
       for (size_t i = 0; i < size_t(x.count); ++i) {
         const double g = double(before[4 * n + 1][i]) * double(p.scale);
         const double mean = 0.9 * double(before[4 * n + 2][i]) + 0.1 * g;
@@ -51,7 +51,7 @@ struct State {
   }
   AdamWTensor with(const std::vector<float>& gradient, float keep) {
     return {weight.data(), gradient.data(), mean.data(), square.data(), rounded.data(), int64_t(weight.size()), keep,
-            0.05f,         1.5f,            nullptr,     0,             0};
+            0.05f,         1.5f};
   }
 };
 
@@ -74,10 +74,8 @@ TEST(adamw_of_some_rows_is_that_of_zeros_elsewhere) {
           std::vector<float> gradient(size);
           for (size_t u = 0; u < moved.size(); ++u)
             for (int64_t e = 0; e < width; ++e) gradient[size_t(moved[u] * width + e)] = values[u * size_t(width) + size_t(e)];
-          AdamWTensor of_rows = some.with(values, keep);
-          of_rows.rows = moved.data(), of_rows.row_count = int64_t(moved.size()), of_rows.width = width;
-          adamw_cpu({whole.with(gradient, keep)}, p, 2);
-          adamw_cpu({of_rows}, p, 3);
+          adamw_cpu({{whole.with(gradient, keep), {}}}, p, 2);
+          adamw_cpu({{some.with(values, keep), {moved.data(), int64_t(moved.size()), width}}}, p, 3);
           CHECK(whole == some);
         }
       }
