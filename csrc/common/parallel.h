@@ -64,10 +64,4 @@ void parallel_for(int64_t items, int threads, const Body& body) {
   if (error) std::rethrow_exception(error);
 }
 
-// The same over a cost-sorted list: body(item, worker) with item from the list.
-template <class Body>
-void parallel_for(const WorkList& list, int threads, const Body& body) {
-  parallel_for(list.size(), threads, [&](int64_t i, int worker) { body(list[i], worker); });
-}
-
 }  // namespace tunecore
