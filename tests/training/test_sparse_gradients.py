@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from tunecore import hookimpl
-from tunecore.config import RunConfig, TrainingConfig
 from tunecore.data.packing import pack
 from tunecore.errors import NativeError
 from tunecore.models.families.builtin import FAMILIES
@@ -22,7 +21,6 @@ from tunecore.ops import _native, embedding
 from tunecore.ops.adamw import AdamWTensor, adamw_step
 from tunecore.training import step as step_module
 from tunecore.training.optimizer import AdamWOptions, MasterOptimizer, SgdOptions, adamw, sgd
-from tunecore.training.run import make_run
 from tunecore.training.step import train_step
 from tunecore.training.unit import Task, TrainUnit
 from tunecore.types import Example, Targets
@@ -125,11 +123,8 @@ def train_bert(tied, *, watch=None, steps=3):
                    "tie_word_embeddings": tied},
     )  # fmt: skip
     unit = TrainUnit(model, FAMILIES["bert"], [Task(objective.name, objective, None, 1.0)])
-    run = make_run(
-        RunConfig(training=TrainingConfig(steps=steps, learning_rate=1e-2, precision="fp32", device="cpu")), unit,
-        tokenizer=None, registry=fake.make_registry(), hooks=fake.make_hooks(*([watch] if watch else [])),
-        total_steps=steps, steps_per_epoch=steps,
-    )  # fmt: skip
+    hooks = fake.make_hooks(*([watch] if watch else []))
+    run = fake.make_fake_run(fake.make_config(precision="fp32"), steps=steps, unit=unit, hooks=hooks)
     unit.train()
     rng = np.random.default_rng(0)
     targets = {objective.name: Targets(np.array([1, 4]), np.array([7, 8]))}
@@ -139,13 +134,13 @@ def train_bert(tied, *, watch=None, steps=3):
     inner = run.optimizer.grad_norm
 
     def grad_norm():
-        layouts.update((n, g.layout) for n, g in run.optimizer._gathered().items() if "word_embeddings" in n)
+        layouts.update(g.layout for n, g in run.optimizer._gathered().items() if "word_embeddings" in n)
         return inner()
 
     run.optimizer.grad_norm = grad_norm
     for _ in range(steps):
         train_step(run, SimpleNamespace(micro_batches=batches, row_ids=(0, 1, 2), views=(objective.view,)))
-    return {name: master.detach() for name, master in run.optimizer.masters.items()}, {layout for _, layout in layouts}
+    return {name: master.detach() for name, master in run.optimizer.masters.items()}, layouts
 
 
 @pytest.mark.parametrize("tied", [False, True])

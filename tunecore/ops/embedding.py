@@ -59,7 +59,7 @@ def sum_rows(gradient_VE: Tensor) -> Tensor:
 
 
 def _rows_of(dout_TE: Tensor, ids_T: Tensor, shape: torch.Size, padding: int) -> Tensor:
-    """Sum ``dout`` [T, E] into the rows that ``ids`` [T] names."""
+    """Sum ``dout`` [*T, E] into the rows that ``ids`` [*T] names."""
     rows_U, places_T = torch.unique(ids_T, return_inverse=True)
     padded = (rows_U == padding).nonzero()
     values_UE = _backward_op(dout_TE, places_T, rows_U.shape[0], int(padded) if padded.numel() else -1)
@@ -106,7 +106,7 @@ def _backward(ctx: Any, dout_TE: Tensor) -> tuple[None, Tensor, None, None]:
     _native.refuse_double_backward("embedding")
     ids_T = ctx.saved_tensors[0]
     if ctx.sparse:
-        gradient_VE = _rows_of(dout_TE.reshape(-1, dout_TE.shape[-1]), ids_T.reshape(-1), ctx.shape, ctx.padding)
+        gradient_VE = _rows_of(dout_TE, ids_T, ctx.shape, ctx.padding)
     else:
         gradient_VE = _backward_op(dout_TE, ids_T, ctx.shape[0], ctx.padding)
     return None, gradient_VE, None, None
