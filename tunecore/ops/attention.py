@@ -13,7 +13,6 @@ compiled core) is served by the PyTorch reference of ``ops/reference.py``, one s
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from tunecore.ops.reference import (
     attention_reference,
     dropout_threshold,
 )
+from tunecore.ops.sequence_ends import sequence_ends
 
 
 class DropoutKey(NamedTuple):
@@ -186,17 +186,17 @@ def _check_dropout(q_THD: Tensor, cu_seqlens_q: Tensor, dropout_p: float, rng: D
 
 
 def _check_lengths(cu_seqlens: Tensor, tokens: int, longest: int, side: str) -> None:
-    """Refuse sequences that do not rise from 0 to the number of tokens; reads the few numbers of ``cu_seqlens``."""
-    ends = cu_seqlens.tolist()
-    lengths = [end - start for start, end in pairwise(ends)]
-    if ends[0] != 0 or ends[-1] != tokens or min(lengths, default=0) < 0:
+    """Refuse sequences that do not rise from 0 to the number of tokens."""
+    found = sequence_ends(cu_seqlens)
+    if not found.rising or found.tokens != tokens:
+        ends = cu_seqlens.tolist()
         raise NativeError(
             f"attention: argument 'cu_seqlens_{side}': wanted numbers rising from 0 to the {tokens} tokens of "
             f"{'q' if side == 'q' else 'k'}, got {ends if len(ends) <= 16 else [*ends[:8], '...', *ends[-7:]]}"
         )
-    if max(lengths, default=0) > longest:
+    if found.longest > longest:
         raise NativeError(
-            f"attention: argument 'max_seqlen_{side}': {longest} is below the longest sequence, {max(lengths)}"
+            f"attention: argument 'max_seqlen_{side}': {longest} is below the longest sequence, {found.longest}"
         )
 
 

@@ -14,6 +14,7 @@ from tunecore.errors import DataError
 from tunecore.training.distributed import Ranks
 from tunecore.training.generation import Answers
 from tunecore.training.signals import StopSignal
+from tunecore.training.to_device import to_device
 from tunecore.training.unit import TrainUnit
 from tunecore.types import Metrics, PackedBatch
 
@@ -59,7 +60,7 @@ def evaluate(
     seen = 0
     with evaluation_mode(unit), torch.no_grad():
         for batch in _until(stop, batches):
-            batch = batch.to(ranks.device)
+            batch = to_device(batch, ranks.device)
             losses, raw = (unit(batch), None) if head_metrics is None else unit.assess(batch)
             for name, loss in losses.items():
                 correct = loss.num_correct

@@ -19,6 +19,7 @@ from tunecore.data.streams import PhiloxStream, derive_key
 from tunecore.models.fused import sparse_gradients
 from tunecore.training.nonfinite import gradient_problem, leave_out, named_rows
 from tunecore.training.run import Run
+from tunecore.training.to_device import to_device
 from tunecore.types import LossSum, PackedBatch
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _seeded(run: Run, batch: PackedBatch, index: int) -> tuple[PackedBatch, Phil
     ids = (run.step, index, run.rank)
     key = derive_key(run.seed, *ids)
     _seed_torch(key, run.device)
-    batch = batch.to(run.device)
+    batch = to_device(batch, run.device)
     layout = batch.layout._replace(rng_key=torch.tensor(key, device=run.device))
     return replace(batch, layout=layout), PhiloxStream(run.seed, *ids, purpose="loss")
 
