@@ -1,7 +1,8 @@
 """Build tunecore._C with ninja: plain pybind11, no torch; one object per source, ISA files with their own flags.
 
 TUNECORE_NO_NATIVE=1 installs pure Python (the ops run on PyTorch), TUNECORE_NATIVE=1 makes any failure of the native
-build an error; CXX, CXXFLAGS, LDFLAGS and MAX_JOBS work as usual.
+build an error; CXX, CXXFLAGS, LDFLAGS and MAX_JOBS work as usual. TUNECORE_CUDA=1 builds the CUDA library too, by nvcc
+(csrc/build_cuda.py).
 Sources are found by name, so a new folder csrc/<op>/ needs no change here (csrc/README.md).
 """
 
@@ -17,8 +18,9 @@ import tempfile
 from pathlib import Path
 from sysconfig import get_path
 
-from setuptools import Extension, setup
+from setuptools import Distribution, Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
@@ -133,6 +135,24 @@ class NinjaBuild(build_ext):
             say(f"left out {isa}: {isas[isa]}")
 
 
+class CudaFirst(build_py):
+    """With TUNECORE_CUDA=1, make the CUDA library before the files of the package are gathered: it is one of them."""
+
+    def run(self) -> None:
+        command = [sys.executable, str(ROOT / "csrc" / "build_cuda.py")]
+        if os.environ.get("TUNECORE_CUDA") == "1" and subprocess.run(command, check=False).returncode:
+            raise CompileError("TUNECORE_CUDA=1, but the CUDA library was not built; the reason is above")
+        super().run()
+
+
+class WithLibraries(Distribution):
+    """A wheel with the CUDA library is for one platform, also where there is no extension module."""
+
+    def has_ext_modules(self) -> bool:
+        library = ROOT / "tunecore" / "libtunecore_cuda.so"
+        return super().has_ext_modules() or os.environ.get("TUNECORE_CUDA") == "1" or library.exists()
+
+
 def extensions() -> list[Extension]:
     """tunecore._C, or nothing where a pure Python install is wanted or all that is possible."""
     required, refused = (os.environ.get(f"TUNECORE_{name}NATIVE") == "1" for name in ("", "NO_"))
@@ -147,4 +167,5 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": NinjaBuild})
+    commands = {"build_ext": NinjaBuild, "build_py": CudaFirst}
+    setup(ext_modules=extensions(), cmdclass=commands, distclass=WithLibraries)

