@@ -50,7 +50,7 @@ def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--overrides", type=json.loads, default={}, help="fields of the model's config, JSON")
     parser.add_argument("--options", type=json.loads, default={}, help='options of the run, JSON: {"warmup": 0.1}')
     parser.add_argument("--seed", type=int, default=1)
