@@ -41,7 +41,7 @@ ARMS: Mapping[str, Arm] = {
     "next_sentence": Arm("bert", {"masked_lm": 1.0, "next_sentence": 1.0}),
     "prefix_lm": Arm("bert", {"prefix_lm": 1.0}),
     "phrase_masked_lm": Arm("bert", {"phrase_masked_lm": 1.0}),
-    "electra": Arm("electra", {"replaced_token_detection": {"generator_warmup": 0.2}}),
+    "electra": Arm("electra", {"replaced_token_detection": 1.0}),
 }
 PAIR = ("sentence_good", "sentence_bad")
 TIMED = ("masked_lm", "electra")

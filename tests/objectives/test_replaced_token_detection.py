@@ -164,26 +164,6 @@ def test_embeddings_are_shared_and_the_generator_is_narrower(world):
     assert not any("embeddings.word" in name for name in names if name.startswith("tasks."))
 
 
-def test_the_discriminator_waits_while_the_generator_warms_up(world, assert_same_gradients):
-    objective = ReplacedTokenDetection(ReplacedTokenDetectionOptions(mask_rate=0.3, generator_warmup=0.25))
-    rows = PretrainRows(world.corpus, [objective], seed=3)
-
-    def examples(step):
-        return [rows.examples(row, 0, Progress(step, 8, 0.0, 1.0))[0] for row in range(8)]
-
-    assert all(NAME not in example.targets for example in examples(1))
-    for waiting, after in zip(examples(1), examples(2), strict=True):
-        np.testing.assert_array_equal(waiting.input_ids, after.input_ids)
-        assert set(after.targets) == {GENERATOR, NAME}
-    held_out = PretrainRows(world.corpus, [objective], seed=3, evaluation=True)
-    assert NAME in held_out.examples(0, 0, START)[0].targets, "both are measured from the start"
-    alone, found = gradients(world.unit, packed(examples(1)))
-    both, _ = gradients(world.unit, packed(examples(2)))
-    assert alone == {GENERATOR: both[GENERATOR]}
-    assert {name.split(".")[0] for name in found} == {"tasks", "electra"}
-    assert all("embeddings" in name for name in found if name.startswith("electra"))
-
-
 def test_dropout_sites_of_generator_and_model_differ(world):
     sites = [m._tunecore_site for m in world.unit.modules() if hasattr(m, "is_causal")]
     assert len(sites) == len(set(sites)) == 4
@@ -226,9 +206,7 @@ def test_a_model_without_the_head_is_refused():
         ReplacedTokenDetection(ReplacedTokenDetectionOptions()).build(model, FAMILIES["bert"])
 
 
-@pytest.mark.parametrize("options", [
-    {"mask_rate": 0.0}, {"generator_size": 1.5}, {"discriminator_weight": 0.0}, {"generator_warmup": 1.0},
-])  # fmt: skip
+@pytest.mark.parametrize("options", [{"mask_rate": 0.0}, {"generator_size": 1.5}, {"discriminator_weight": 0.0}])
 def test_options_out_of_range_are_named(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         ReplacedTokenDetectionOptions(**options)

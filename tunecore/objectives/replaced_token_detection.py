@@ -48,10 +48,6 @@ class ReplacedTokenDetectionOptions:
     1/4 for its small and large models and 1/3 for base."""
     discriminator_weight: float = 50.0
     """Weight of the discriminator's loss beside the generator's."""
-    generator_warmup: float = 0.0
-    """Share of the run's steps in which the generator learns alone, and the discriminator waits. A generator that knows
-    little is easy to see through; what the discriminator learnt of it then misleads, and where a run is short or its
-    batches are small it ends by calling every token original (docs/results/objectives.md)."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mask_rate <= 1:
@@ -60,8 +56,6 @@ class ReplacedTokenDetectionOptions:
             raise ConfigError(f"{NAME}.generator_size is {self.generator_size}; it must be above 0 and at most 1")
         if not self.discriminator_weight > 0:
             raise ConfigError(f"{NAME}.discriminator_weight is {self.discriminator_weight}; it must be above 0")
-        if not 0 <= self.generator_warmup < 1:
-            raise ConfigError(f"{NAME}.generator_warmup is {self.generator_warmup}; it must be at least 0 and below 1")
 
 
 class ReplacedTokenDetection:
@@ -110,16 +104,14 @@ class ReplacedTokenDetection:
     def corrupt(self, example: Example, corpus: CorpusView, stream: Stream, progress: Progress) -> Example:
         """Mask tokens for the generator, whose labels are [N, 2]: the token, and a draw of 53 bits for its sample.
 
-        The discriminator's targets are all tokens, their labels the original ids; none while it waits.
+        The discriminator's targets are all tokens, their labels the original ids.
 
         Raises:
             ConfigError: the tokenizer has no mask token.
         """
         made = self._masking.corrupt(replace(example, targets={}), corpus, stream, progress)
-        targets = dict(example.targets)
-        if progress.step >= self.options.generator_warmup * progress.total_steps:
-            everywhere = np.arange(len(example), dtype=np.int64)
-            targets[NAME] = Targets(everywhere, example.input_ids.astype(np.int64))
+        everywhere = Targets(np.arange(len(example), dtype=np.int64), example.input_ids.astype(np.int64))
+        targets = {**example.targets, NAME: everywhere}
         chosen = made.targets.get(masked_lm.NAME)
         if chosen is not None:
             draws = (stream.child("sample").uniform(len(chosen)) * 2.0**_DRAW_BITS).astype(np.int64)
@@ -138,12 +130,9 @@ class ReplacedTokenDetection:
             hidden_NE, weight_VE, bias_V = forward.family.token_head(module, rows_NE)
             tokens_N, draws_N = masked.labels.unbind(1)
             generated = masked_lm_loss(hidden_NE, weight_VE, bias_V, tokens_N.contiguous(), ignore_index=None)
-            if NAME in batch.targets:
-                samples_N = sample_tokens(hidden_NE, weight_VE, bias_V, draws_N)
-                ids_1T = ids_1T.index_copy(1, masked.index, samples_N[None])
-        asked = batch.targets.get(NAME)
-        if asked is None:
-            return {GENERATOR: generated}
+            samples_N = sample_tokens(hidden_NE, weight_VE, bias_V, draws_N)
+            ids_1T = ids_1T.index_copy(1, masked.index, samples_N[None])
+        asked = batch.targets[NAME]
         rows_TE = forward.encode(input_ids=ids_1T).index_select(0, asked.index)
         logits_T = forward.model.get_submodule("discriminator_predictions")(rows_TE).float()
         replaced_T = ids_1T[0, asked.index] != asked.labels
