@@ -1,4 +1,4 @@
-"""Where sequences end: read once a tensor, and again after it was written to."""
+"""Where sequences end: of a GPU read once a tensor, and again after it was written to. The CPU stands in for one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunecore.data.packing import pack
@@ -21,6 +21,12 @@ from tunecore.types import Example
 
 def ends(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
+
+
+@pytest.fixture(autouse=True)
+def like_a_gpu(monkeypatch):
+    """Nothing of the CPU is read each time."""
+    monkeypatch.setattr(sequence_ends, "_READ_EACH_TIME", ())
 
 
 @pytest.fixture
@@ -36,6 +42,7 @@ def reads(monkeypatch):
     return seen
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 20)))
 def test_they_are_the_sum_and_the_largest_of_the_lengths(lengths):
     cu_seqlens = ends(0, *itertools.accumulate(lengths))
@@ -103,6 +110,15 @@ def test_a_moved_batch_is_never_read_where_it_is_computed(monkeypatch, reads):
         q, k = torch.randn(int(queries[-1]), 2, 8), torch.randn(int(keys[-1]), 2, 8)
         attention(q, k, k, queries, keys, most_queries, most_keys)
     assert {id(x) for x in reads} == {id(batch.layout.cu_seqlens), id(batch.layout.decoder_cu_seqlens)}
+
+
+def test_the_cpu_is_read_each_time_so_that_what_numpy_wrote_is_seen(monkeypatch):
+    monkeypatch.undo()
+    q, cu_seqlens = torch.randn(8, 1, 8), ends(0, 3, 8)
+    attention(q, q, q, cu_seqlens, cu_seqlens, 8, 8)
+    cu_seqlens.numpy()[1] = 9
+    with pytest.raises(NativeError, match="rising from 0 to the 8 tokens of q"):
+        attention(q, q, q, cu_seqlens, cu_seqlens, 9, 9)
 
 
 def test_attention_refuses_what_was_written_after_it_looked():

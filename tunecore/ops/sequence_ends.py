@@ -1,8 +1,8 @@
-"""Where the sequences of a packed row end, read on the host once.
+"""Where the sequences of a packed row end, read from a GPU once.
 
 Every attention layer of a step is handed the same ``cu_seqlens``, and a kernel must not trust them unseen. On a GPU a
-look at them waits for all that was launched before, so what was found is kept for as long as the tensor lives, and a
-copy on another device can take over what the original held.
+look at them waits for all that was launched before, so there what was found is kept for as long as the tensor lives,
+and a copy can take over what its original held. On the CPU a look costs nothing, and sees what NumPy wrote as well.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ class SequenceEnds(NamedTuple):
     """Their largest difference."""
 
 
+_READ_EACH_TIME: tuple[str, ...] = ("cpu",)
+"""Kinds of devices."""
 _Entry = tuple[ref[Tensor], int, SequenceEnds]
 _known: dict[int, _Entry] = {}
 """By the id of the tensor, whose ``==`` compares elements: the tensor, its version, and what was found."""
 
 
 def sequence_ends(cu_seqlens: Tensor) -> SequenceEnds:
-    """What ``cu_seqlens``, integers [B + 1], says; read again only where the tensor was written to since."""
+    """What ``cu_seqlens``, integers [B + 1], says; of a GPU, read again only where torch wrote to the tensor since."""
     entry = _known.get(id(cu_seqlens))
     if entry is not None and entry[0]() is cu_seqlens and entry[1] == _version(cu_seqlens):
         return entry[2]
@@ -44,7 +46,7 @@ def sequence_ends(cu_seqlens: Tensor) -> SequenceEnds:
 
 def same_sequence_ends(copy: Tensor, original: Tensor) -> None:
     """Say that ``copy`` holds the numbers of ``original``, which is read in its place."""
-    if copy is not original:
+    if copy is not original and copy.device.type not in _READ_EACH_TIME:
         _keep(copy, sequence_ends(original))
 
 
@@ -55,7 +57,7 @@ def _version(x: Tensor) -> int | None:
 
 def _keep(x: Tensor, found: SequenceEnds) -> None:
     version, key = _version(x), id(x)
-    if version is not None:
+    if version is not None and x.device.type not in _READ_EACH_TIME:
         _known[key] = ref(x, lambda dead: _forget(key, dead)), version, found
 
 
