@@ -169,7 +169,7 @@ def gathered(builder, checkout):
     return {path.name: path for path in (checkout / "lib" / "tunecore").iterdir()}
 
 
-def test_the_cuda_library_is_built_and_taken_along_on_demand(builder, checkout, monkeypatch):
+def test_the_cuda_library_is_built_and_taken_along_on_demand(builder, checkout):
     found = gathered(builder, checkout)
     assert "-cudart static" in found["libtunecore_cuda.so"].read_text()
     assert builder.WithLibraries().has_ext_modules(), "no wheel for any platform"

@@ -46,18 +46,18 @@ def sequence_ends(cu_seqlens: Tensor) -> SequenceEnds:
 
 def same_sequence_ends(copy: Tensor, original: Tensor) -> None:
     """Say that ``copy`` holds the numbers of ``original``, which is read in its place."""
-    if copy is not original and copy.device.type not in _READ_EACH_TIME:
+    if copy is not original and _version(copy) is not None:
         _keep(copy, sequence_ends(original))
 
 
 def _version(x: Tensor) -> int | None:
-    """How often it was written to; None is not known, as of the tensors of inference mode."""
-    return None if x.is_inference() else x._version
+    """How often torch wrote to it; None: read it each time. Writes in inference mode are not counted."""
+    return None if x.device.type in _READ_EACH_TIME or x.is_inference() else x._version
 
 
 def _keep(x: Tensor, found: SequenceEnds) -> None:
     version, key = _version(x), id(x)
-    if version is not None and x.device.type not in _READ_EACH_TIME:
+    if version is not None:
         _known[key] = ref(x, lambda dead: _forget(key, dead)), version, found
 
 
